@@ -1,0 +1,152 @@
+"""GPT-2's architecture in miniature: stage 4 and a feed-forward layer, again and again, over a stream of vectors."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from jaxattn.checks import check_rate
+from jaxattn.functional import dropout
+from jaxattn.stages import MultiHeadAttention, choose_dropout_key
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT.
+
+    Args:
+        vocab_size: how many different tokens there are.
+        context_length: the longest sequence, as positions have a learned vector each.
+        num_layers: how many blocks stand on one another.
+        num_heads: attention heads in each block; must divide `features`.
+        features: width of the token vectors.
+        dropout_rate: share that is dropped in training, of the embeddings, attention weights and branches' outputs.
+
+    Raises:
+        ValueError: a size is below 1, the heads do not divide the features, or the rate lies outside [0, 1).
+
+    Example:
+        >>> from jaxattn import GPTConfig
+        >>> GPTConfig(vocab_size=256, context_length=128, num_layers=4, num_heads=4, features=128).dropout_rate
+        0.0
+    """
+
+    vocab_size: int
+    context_length: int
+    num_layers: int
+    num_heads: int
+    features: int
+    dropout_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self)[:-1]:
+            size = getattr(self, field.name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{field.name}={size!r} must be a whole number from 1: write {field.name}=4, say")
+        if self.features % self.num_heads:
+            raise ValueError(
+                f"features={self.features} is the total width of {self.num_heads} heads, and {self.num_heads} does not "
+                f"divide it: write features={-(-self.features // self.num_heads) * self.num_heads}"
+            )
+        check_rate(self.dropout_rate)
+
+
+class Block(nn.Module):
+    """One layer: attention, then a feed-forward layer, each on normalised input and added to the stream.
+
+    References:
+        Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3.
+    """
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch T features"], dropout_key: Array | None = None
+    ) -> Float[Array, "*batch T features"]:
+        """Refine the stream; with a key, drop."""
+        config = self.config
+        attention_key, *branch_keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        attention = MultiHeadAttention(
+            config.num_heads, config.features, config.dropout_rate, use_bias=True, name="attention"
+        )
+        attended = attention(nn.LayerNorm(1e-5, name="attention_norm")(x), dropout_key is None, attention_key)
+        x = x + _drop(attended, config.dropout_rate, branch_keys[0])
+        hidden = nn.Dense(4 * config.features, name="expand")(nn.LayerNorm(1e-5, name="feed_forward_norm")(x))
+        forwarded = nn.Dense(config.features, name="contract")(nn.gelu(hidden))
+        return x + _drop(forwarded, config.dropout_rate, branch_keys[1])
+
+
+class GPT(nn.Module):
+    """A language model: for every token, the logits of the token that comes next.
+
+    Args:
+        config: the sizes.
+
+    Args of the call:
+        tokens: token ids `(..., T)`, T at most `config.context_length`.
+        deterministic: True leaves dropout off.
+        dropout_key: PRNG key for dropout; None takes the module's `"dropout"` stream.
+
+    Returns:
+        Logits `(..., T, vocab_size)`; row t is about token t + 1 and depends on tokens 0 … t alone.
+
+    Raises:
+        TypeError: the tokens are not whole numbers.
+        ValueError: the sequence is longer than the context, or dropout is on and has no key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn import GPT, GPTConfig
+        >>> model = GPT(GPTConfig(vocab_size=256, context_length=16, num_layers=2, num_heads=2, features=8))
+        >>> tokens = jnp.frombuffer(b"attention", jnp.uint8)
+        >>> model.init_with_output(jax.random.key(0), tokens)[0].shape
+        (9, 256)
+
+    References:
+        Radford et al. 2019 (GPT-2); Build a Large Language Model (From Scratch), chapter 4.
+    """
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "*batch T"], deterministic: bool = True, dropout_key: Array | None = None
+    ) -> Float[Array, "*batch T vocab_size"]:
+        """Look up tokens and positions, run the blocks, and score the vocabulary with the embedding itself."""
+        config, tokens = self.config, _check_tokens(tokens, self.config.context_length)
+        dropout_key = choose_dropout_key(self, config.dropout_rate, deterministic, dropout_key)
+        keys = [None] * (config.num_layers + 1)
+        if dropout_key is not None:
+            keys = list(jax.random.split(dropout_key, config.num_layers + 1))
+
+        small = nn.initializers.normal(0.02)
+        embedding = nn.Embed(config.vocab_size, config.features, embedding_init=small, name="embedding")
+        positions = self.param("positions", small, (config.context_length, config.features))
+        x = embedding(tokens)  # (..., T, features)
+        x = x + jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
+        x = _drop(x, config.dropout_rate, keys[0])
+        for layer, key in enumerate(keys[1:]):
+            x = Block(config, name=f"block_{layer}")(x, key)
+        return embedding.attend(nn.LayerNorm(1e-5, name="norm")(x))  # (..., T, vocab_size)
+
+
+def _drop(x: Array, rate: float, key: Array | None) -> Array:
+    return x if key is None else dropout(x, rate, key)
+
+
+def _check_tokens(tokens: Array, context_length: int) -> Array:
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens has dtype {tokens.dtype}, but must be token ids: write tokens.astype(jnp.int32)")
+    if tokens.ndim == 0:
+        raise ValueError("tokens is a single number, but must be a sequence (..., T): write tokens[None]")
+    if tokens.shape[-1] > context_length:
+        raise ValueError(
+            f"tokens has {tokens.shape[-1]} positions, but the model has learned context_length={context_length}: "
+            f"write tokens[..., -{context_length}:], or train with a longer context"
+        )
+    return tokens
