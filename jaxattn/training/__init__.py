@@ -1,0 +1,1 @@
+"""From text to a trained model; nothing here knows how attention works."""

@@ -1,0 +1,85 @@
+"""A trained model on disk: parameters as safetensors, configuration as JSON, nothing that executes."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxattn.extras import require
+from jaxattn.models.gpt import GPT, GPTConfig
+
+PARAMETERS, CONFIGURATION = "model.safetensors", "config.json"
+
+
+def prepare_directory(directory: str) -> Path:
+    """Make the directory and see that it can be written, before a run rather than after it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / ".writable"
+    probe.write_bytes(b"")
+    probe.unlink()
+    return path
+
+
+def save_model(directory: Path, config: GPTConfig, params: Any) -> None:
+    """Write parameters and configuration, each whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or the directory cannot be written.
+        ImportError: safetensors is not installed.
+    """
+    arrays = {name: np.asarray(array) for name, array in flatten_dict(params, sep=".").items()}
+    _write(directory / PARAMETERS, require("safetensors.numpy", extra="train").save(arrays))
+    _write(directory / CONFIGURATION, json.dumps(dataclasses.asdict(config), indent=1).encode())
+
+
+def load_model(directory: str | Path) -> tuple[GPT, Any]:
+    """Read what `save_model` wrote.
+
+    Args:
+        directory: where `model.safetensors` and `config.json` stand.
+
+    Returns:
+        `(model, params)`.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is damaged, or a tensor is missing, superfluous or of another shape.
+        ImportError: safetensors is not installed.
+    """
+    directory = Path(directory)
+    try:
+        model = GPT(GPTConfig(**json.loads((directory / CONFIGURATION).read_text())))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{directory / CONFIGURATION} is not the configuration of a saved model ({error})") from error
+    try:
+        arrays = require("safetensors.numpy", extra="train").load((directory / PARAMETERS).read_bytes())
+    except require("safetensors", extra="train").SafetensorError as error:
+        raise ValueError(f"{directory / PARAMETERS} is damaged or no safetensors file ({error})") from error
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
+    expected = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep=".").items()}
+    for name in expected.keys() | arrays.keys():
+        came = arrays[name].shape if name in arrays else "missing"
+        wanted = expected.get(name, "not part of this model")
+        if came != wanted:
+            raise ValueError(f"{directory / PARAMETERS}: tensor {name} is {came}, but by config.json it is {wanted}")
+    return model, unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep=".")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
