@@ -202,7 +202,7 @@ def context_vectors(
             f"{value.shape[-2]} rows: pass as many values as keys"
         )
     _check_leading(weights=weights, value=value)
-    wide = jnp.promote_types(_wide(weights.dtype), value.dtype)
+    wide = _wide(weights.dtype, value.dtype)
     # (..., T, S) · (..., S, d) -> (..., T, d)
     return jnp.einsum("...ts,...sd->...td", weights.astype(wide), value.astype(wide)).astype(value.dtype)
 
@@ -258,8 +258,9 @@ def kept_cells(rows: UInt32[Array, "*rows"], columns: UInt32[Array, " S"], rate:
     return (word ^ (word >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+def _wide(*dtypes: Any) -> Any:
+    """Return the type to compute in: float32, or float64 where an input has it."""
+    return jnp.float64 if jnp.float64 in dtypes else jnp.float32
 
 
 def _check_leading(**arrays: Array) -> None:

@@ -68,7 +68,7 @@ def generate(
         key = jax.random.key(0)
     length = min(prompt.size, model.config.context_length)
     window = jnp.zeros(model.config.context_length, jnp.int32).at[:length].set(prompt[-length:])
-    return _generate(model, num_tokens, temperature, top_k, params, window, length, check_key("key", key))
+    return _generate(model, num_tokens, temperature, top_k, params, window, jnp.asarray(length), check_key("key", key))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -79,7 +79,7 @@ def _generate(
     top_k: int | None,
     params: Any,
     window: Array,
-    length: int,
+    length: Array,
     key: Array,
 ) -> Array:
     def step(carry: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], Array]:
@@ -92,7 +92,7 @@ def _generate(
         length = jnp.where(full, length, length + 1)
         return (window.at[length - 1].set(token), length), token
 
-    return jax.lax.scan(step, (window, jnp.asarray(length)), jax.random.split(key, num_tokens))[1]
+    return jax.lax.scan(step, (window, length), jax.random.split(key, num_tokens))[1]
 
 
 def _sample(logits: Float[Array, " vocab_size"], temperature: float, top_k: int | None, key: Array) -> Array:

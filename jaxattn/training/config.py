@@ -27,9 +27,9 @@ class TrainConfig:
     """
 
     text: tuple[str, ...] = _option((), "files to learn from, any bytes (default: the source of Python's own library)")
-    steps: int = _option(400, "training steps")
+    steps: int = _option(1000, "training steps")
     batch_size: int = _option(16, "sequences in a step")
-    context_length: int = _option(128, "bytes in a sequence")
+    context_length: int = _option(64, "bytes in a sequence")
     layers: int = _option(4, "blocks of attention and feed-forward layer")
     heads: int = _option(4, "attention heads in a block; must divide the width")
     width: int = _option(128, "width of the token vectors, all heads together")

@@ -1,0 +1,28 @@
+"""Strictness for every test: no type is widened and no axis is added unless the code says so."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import settings
+
+# Every new shape compiles anew, so an example can take a second.
+settings.register_profile("jax", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("jax")
+
+
+@pytest.fixture(scope="session")
+def book():
+    """The numbers that chapter 3 of the book prints, to seven digits."""
+    return json.loads((Path(__file__).parent / "book_ch03.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def strictness(request):
+    """Refuse implicit promotion everywhere but where optax and other people's layers rely on it."""
+    if request.path.parent.name in ("training", "benchmark"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            yield

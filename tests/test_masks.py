@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxattn import masks
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.integers(-3, 6), st.integers(1, 4))
+def test_masks_say_what_their_words_say(T, S, offset, size):
+    arrays = [
+        (masks.Causal(offset), lambda t, s: s <= t + offset),
+        (masks.Causal(jnp.array(offset)), lambda t, s: s <= t + offset),
+        (masks.SlidingWindow(size, offset), lambda t, s: t + offset - size < s <= t + offset),
+        (masks.Lengths(jnp.array(size)), lambda t, s: s < size),
+        (masks.Segments(jnp.arange(T) // 2, jnp.arange(S) // 3), lambda t, s: t // 2 == s // 3),
+        (masks.Causal() & masks.Lengths(jnp.array(size)), lambda t, s: s <= t and s < size),
+        (masks.Causal() | masks.Lengths(jnp.array(size)), lambda t, s: s <= t or s < size),
+    ]
+    for mask, sees in arrays:
+        expected = np.array([[sees(t, s) for s in range(S)] for t in range(T)], bool).reshape(T, S)
+        np.testing.assert_array_equal(mask.array(T, S), expected, err_msg=str(mask))
+
+
+def test_masks_of_a_batch_and_arrays_combine():
+    lengths, ids = masks.Lengths(jnp.array([1, 3])), masks.Segments(jnp.array([[0, 0, 1], [0, 1, 1]]))
+    array = jax.random.bernoulli(jax.random.key(0), 0.5, (3, 3))
+    both = np.asarray(lengths.array(3, 3)) & np.asarray(ids.array(3, 3))
+    np.testing.assert_array_equal((lengths & ids).array(3, 3), both)
+    np.testing.assert_array_equal((lengths & ids & array).array(3, 3), both & np.asarray(array))
+    np.testing.assert_array_equal(
+        (np.asarray(array) | ids).array(3, 3), np.asarray(array) | np.asarray(ids.array(3, 3))
+    )
+    assert (lengths & ids & masks.Causal()).with_heads().array(3, 3).shape == (2, 1, 3, 3)
+
+
+def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
+    ids = jnp.array([[0, 0, 1], [0, 1, 1]])
+    mask = jax.jit(lambda mask: mask.array(3, 3))(masks.Causal(jnp.array(1)) & masks.Segments(ids))
+    each = jax.vmap(lambda ids: (masks.Causal(1) & masks.Segments(ids)).array(3, 3))(ids)
+    np.testing.assert_array_equal(mask, each)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: masks.Causal() & jnp.ones((3, 3)), TypeError, "mask has dtype float32.*boolean"),
+        (lambda: masks.SlidingWindow(0), ValueError, "size=0"),
+        (lambda: masks.Lengths(jnp.ones(2)).array(3, 3), TypeError, "lengths has dtype float32"),
+        (lambda: masks.Segments(jnp.zeros(4, int)).array(3, 3), ValueError, r"ids has shape \(4,\).*3"),
+        (lambda: masks.Segments(jnp.zeros(3, int)).array(3, 4), ValueError, "key_ids"),
+    ],
+)
+def test_bad_input_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

@@ -1,0 +1,98 @@
+"""What importing costs, what it pulls in, and whether the annotations tell the truth."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import export
+
+from jaxattn import (
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    SelfAttention,
+    SimpleSelfAttention,
+)
+from jaxattn.extras import require
+
+
+def python(program):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_importing_pulls_in_little_beyond_flax():
+    finished = python("""
+        import sys, flax.linen
+        before = set(sys.modules)
+        import jaxattn
+        print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+    """)
+    assert finished.returncode == 0, finished.stderr
+    core = {"jaxattn", "jax", "flax", "numpy", "jaxtyping", "wadler_lindig"}
+    core |= {"typeguard"}  # jaxtyping looks whether it is there
+    assert set(finished.stdout.split()) - set(sys.stdlib_module_names) <= core
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SimpleSelfAttention(),
+        SelfAttention(4),
+        CausalAttention(4, 0.1),
+        MultiHeadAttentionWrapper(2, 2, 0.1),
+        MultiHeadAttention(2, 4, 0.1),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_every_stage_lowers_for_cpu_cuda_and_tpu(module):
+    x = jnp.ones((2, 5, 3))
+    variables = module.init(jax.random.key(0), x)
+
+    @jax.jit
+    def gradient(variables, x, key):
+        loss = lambda v: module.apply(v, x, deterministic=False, dropout_key=key).sum()  # noqa: E731
+        return jax.grad(loss)(variables)
+
+    exported = export.export(gradient, platforms=("cpu", "cuda", "tpu"))(variables, x, jax.random.key(0))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+def test_the_shapes_in_the_annotations_hold_at_run_time():
+    finished = python("""
+        import jax, jax.numpy as jnp, jaxtyping
+        with jaxtyping.install_import_hook("jaxattn", "beartype.beartype"):
+            import jaxattn
+            from jaxattn import *
+        from jaxtyping import TypeCheckError
+        x, key = jnp.ones((2, 5, 3)), jax.random.key(0)
+        for module in [SimpleSelfAttention(), SelfAttention(4), CausalAttention(4, 0.1),
+                       MultiHeadAttentionWrapper(2, 2, 0.1), MultiHeadAttention(2, 4, 0.1)]:
+            variables = module.init(key, x)
+            module.apply(variables, x, deterministic=False, dropout_key=key, return_weights=True)
+        scores = attention_scores(x, x)
+        mask = masks.Causal() & masks.Segments(jnp.zeros((2, 5), int)) | masks.Lengths(jnp.array([1, 2]))
+        weights = attention_weights(scores, mask)
+        renormalized_weights(scores, mask)
+        context_vectors(dropout(weights, 0.1, key), x)
+        heads = jnp.ones((2, 5, 2, 3))
+        dot_product_attention(heads, heads, heads, masks.SlidingWindow(2), bias=jnp.zeros((5, 5)), return_weights=True)
+        model = GPT(GPTConfig(11, 8, 1, 2, 4, 0.1))
+        params = model.init(key, jnp.zeros(8, int))["params"]
+        model.apply({"params": params}, jnp.zeros((3, 8), int), deterministic=False, dropout_key=key)
+        generate(model, params, jnp.zeros(3, int), 2, key=key)
+        try:
+            attention_weights(jnp.zeros((2, 2), int))
+        except TypeCheckError:
+            print("checked")
+    """)
+    assert finished.stdout.strip() == "checked", finished.stderr[-3000:]
+
+
+def test_a_missing_extra_is_named():
+    with pytest.raises(ImportError, match=r"no_such_package is not installed.*jaxattn\[train\]"):
+        require("no_such_package.module", extra="train")

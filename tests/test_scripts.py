@@ -1,0 +1,107 @@
+"""The scripts as a person runs them: exit status, last line, files."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+SMALL = ["--layers", "1", "--heads", "2", "--width", "16", "--context-length", "16", "--batch-size", "4"]
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(b"the old dog chased the quick fox \xff which bit him. " * 100)
+    return path
+
+
+def test_train_then_generate(text, tmp_path):
+    out = tmp_path / "run"
+    trained = run("train.py", "--text", text, *SMALL, "--steps", 40, "--dropout", 0.1, "--out", out)
+    assert trained.returncode == 0, trained.stderr
+    lines = trained.stdout.strip().splitlines()
+    assert lines[-1].startswith("The held-out loss went down")
+    for part in ("training", "held-out"):
+        before, after = (
+            float(re.search(rf"{part} loss {when} +([\d.]+) nats", trained.stdout)[1]) for when in ("before", "after")
+        )
+        assert after < before - 0.05
+    assert re.search(r"bigram's held-out loss [\d.]+ nats", trained.stdout)
+    assert re.search(r"[\d,]+ tokens/s on \w+", trained.stdout)
+    assert "\x1b" not in trained.stdout  # plain lines when piped
+
+    texts = [run("generate.py", out, "--prompt", "the ", "--tokens", 20, "--seed", seed) for seed in (1, 1, 2)]
+    assert all(sampled.returncode == 0 for sampled in texts)
+    assert texts[0].stdout == texts[1].stdout != texts[2].stdout
+    assert texts[0].stdout.startswith("the ")
+
+
+def test_a_run_that_does_not_learn_says_so_and_exits_1(text):
+    trained = run("train.py", "--text", text, *SMALL, "--steps", 2, "--learning-rate", 0)
+    assert trained.returncode == 1
+    assert trained.stdout.strip().splitlines()[-1].startswith("The held-out loss did not go down")
+
+
+def test_the_same_seed_prints_the_same_losses(text):
+    first, again, other = (
+        re.findall(r"[\d.]+ nats", run("train.py", "--text", text, *SMALL, "--steps", 3, "--seed", seed).stdout)
+        for seed in (7, 7, 8)
+    )
+    assert first == again != other
+
+
+def test_an_interrupted_run_saves_what_it_learned(text, tmp_path):
+    command = [
+        sys.executable,
+        "-u",
+        SCRIPTS / "train.py",
+        "--text",
+        text,
+        *SMALL,
+        "--steps",
+        10**6,
+        "--out",
+        tmp_path / "r",
+    ]
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(15)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert re.search(r"stopped after \d+ steps, as asked", stdout)
+    assert run("generate.py", tmp_path / "r", "--tokens", 3).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.py", "--text", "no such file"], "No such file"),
+        (["train.py", "--text", SCRIPTS], "Is a directory"),
+        (["train.py", "--text", "/dev/null"], "the text has 0 bytes"),
+        (["train.py", "--heads", 3], "--width 129"),
+        (["train.py", "--steps", 0], "--steps is 0"),
+        (["train.py", "--dropout", 1], "dropout_rate=1.0"),
+        (["train.py", "--learning-rate", "nan"], "--learning-rate is nan"),
+        (["train.py", "--out", "/dev/null/run"], "Not a directory"),
+        (["generate.py", "no such directory"], "No such file"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments, words):
+    finished = run(*arguments)
+    assert finished.returncode == 2
+    assert words in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert len(finished.stderr.strip().splitlines()) == 1
