@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 # Every new shape compiles anew, so an example can take a second.
-settings.register_profile("jax", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("jax", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("jax")
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -96,3 +97,12 @@ def test_the_shapes_in_the_annotations_hold_at_run_time():
 def test_a_missing_extra_is_named():
     with pytest.raises(ImportError, match=r"no_such_package is not installed.*jaxattn\[train\]"):
         require("no_such_package.module", extra="train")
+
+
+def test_the_readmes_example_prints_what_it_says():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    program = readme.partition("```python\n")[2].partition("```")[0]
+    said = [line.partition("# ")[2] for line in program.splitlines() if line.startswith("print")]
+    came = python(program).stdout.splitlines()
+    assert len(came) == len(said) == 2
+    assert all(sentence.startswith(line) for sentence, line in zip(said, came, strict=True))

@@ -37,17 +37,14 @@ parallel = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
 
 
 def tokens(seed=0, shape=(7, 5), dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
-def variables_of(module, x):
+def variables_of(module, x, dtype=jnp.float32):
     """Parameters away from their symmetric start: biases too are random."""
-    variables = module.init(jax.random.key(1), x)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), max(len(leaves), 1))
-    return jax.tree.unflatten(
-        tree, [0.5 * jax.random.normal(key, p.shape, p.dtype) for key, p in zip(keys, leaves, strict=False)]
-    )
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    return jax.tree.map(lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), dtype), shapes)
 
 
 def kernels(numbers, **more):
@@ -170,10 +167,11 @@ def test_no_future_token_changes_a_past_output_to_the_last_bit(name, T, t, seed)
     module, x = CAUSAL[name], tokens(seed, (T, 5))
     variables = variables_of(module, x)
     other = x.at[t:].set(tokens(seed + 1, (T - t, 5)))
-    for options in ({}, {"deterministic": False, "dropout_key": jax.random.key(seed)}):
-        before, after = (module.apply(variables, sequence, **options) for sequence in (x, other))
+    for options in ({"deterministic": False, "dropout_key": jax.random.key(seed)}, {}):
+        apply = jax.jit(lambda x, options=options: module.apply(variables, x, **options))
+        before, after = np.asarray(apply(x)), np.asarray(apply(other))
         np.testing.assert_array_equal(before[:t], after[:t])
-    assert (module.apply(variables, x)[t:] != module.apply(variables, other)[t:]).any()
+    assert (before[t:] != after[t:]).any()
 
 
 @each_causal_stage
@@ -264,7 +262,11 @@ def test_scan_and_remat_over_layers(name):
             length=3,
         )(name, remat)
         variables = scanned.init(jax.random.key(0), x, True)
-        run = lambda v, d, scanned=scanned: scanned.apply(v, x, d, rngs={"dropout": jax.random.key(1)})[0]  # noqa: E731
+
+        @functools.partial(jax.jit, static_argnums=1)
+        def run(variables, deterministic, scanned=scanned):
+            return scanned.apply(variables, x, deterministic, rngs={"dropout": jax.random.key(1)})[0]
+
         gradient = jax.grad(lambda v, run=run: (run(v, False) ** 2).sum())(variables)
         results.append((run(variables, True), run(variables, False), gradient))
         expected = x
@@ -287,10 +289,10 @@ def test_stacked_heads_equal_parallel_heads(num_heads, features, use_bias, T, d)
     stacked = MultiHeadAttentionWrapper(num_heads, features, use_bias=use_bias)
     variables = variables_of(stacked, x)
     params = parallel_from_stacked(variables["params"])
-    expected, weights = stacked.apply(variables, x, return_weights=True)
+    expected, weights = jax.jit(functools.partial(stacked.apply, return_weights=True))(variables, x)
     module = MultiHeadAttention(num_heads, num_heads * features, use_bias=use_bias)
-    chex.assert_trees_all_equal_shapes(params, module.init(jax.random.key(0), x)["params"])
-    came, same = module.apply({"params": params}, x, return_weights=True)
+    chex.assert_trees_all_equal_shapes(params, variables_of(module, x)["params"])
+    came, same = jax.jit(functools.partial(module.apply, return_weights=True))({"params": params}, x)
     parallel(came, expected)
     parallel(same, weights)
 
@@ -310,18 +312,17 @@ def test_agrees_with_flax_given_the_same_weights(num_heads, D, T, seed):
     split["out"] = {"kernel": params["out"]["kernel"].reshape(num_heads, D, features), "bias": params["out"]["bias"]}
     flax = nn.MultiHeadDotProductAttention(num_heads, qkv_features=features, out_features=features)
     with jax.numpy_rank_promotion("allow"):
-        expected = flax.apply({"params": split}, x, mask=nn.make_causal_mask(x[..., 0]))
-    parallel(ours.apply({"params": params}, x), expected)
+        expected = jax.jit(flax.apply)({"params": split}, x, mask=jnp.tril(jnp.ones((2, 1, T, T), bool)))
+    parallel(jax.jit(ours.apply)({"params": params}, x), expected)
 
 
 @each_stage
 def test_gradients_match_finite_differences(name):
     with jax.enable_x64(True):
         x = tokens(shape=(4, 5), dtype=jnp.float64)
-        variables = variables_of(STAGES[name], x)
-        variables = jax.tree.map(lambda p: p.astype(jnp.float64), variables)
+        variables = variables_of(STAGES[name], x, jnp.float64)
         key = jax.random.key(0)
-        apply = lambda v, x: STAGES[name].apply(v, x, deterministic=False, dropout_key=key)  # noqa: E731
+        apply = jax.jit(lambda v, x: STAGES[name].apply(v, x, deterministic=False, dropout_key=key))
         check_grads(apply, (variables, x), order=1, rtol=1e-6)
 
 

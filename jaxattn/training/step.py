@@ -39,8 +39,8 @@ def make_optimizer(steps: int, learning_rate: float) -> optax.GradientTransforma
 
 def init_state(model: GPT, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """Draw the parameters and start the optimizer."""
-    params = model.init(key, jnp.zeros(model.config.context_length, jnp.int32))["params"]
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    params = jax.jit(model.init)(key, jnp.zeros(model.config.context_length, jnp.int32))["params"]
+    return TrainState(params, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
 
 
 def next_token_loss(
