@@ -1,7 +1,7 @@
 """Attention that you can read in one sitting, import the same afternoon, and never outgrow, in JAX and Flax."""
 
 from jaxattn import masks
-from jaxattn.attention import dot_product_attention
+from jaxattn.attention import dot_product_attention, explain_implementation
 from jaxattn.functional import (
     attention_scores,
     attention_weights,
@@ -35,6 +35,7 @@ __all__ = [
     "context_vectors",
     "dot_product_attention",
     "dropout",
+    "explain_implementation",
     "generate",
     "masks",
     "parallel_from_stacked",

@@ -1,14 +1,24 @@
-"""Attention over many heads at once: the arguments checked, then the steps of `functional.py` in their order."""
+"""Attention over many heads at once: the arguments checked, an implementation chosen, and why that one in words."""
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from jaxattn.checks import as_floating, check_equal_dtypes, check_key, check_rank, check_rate
-from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout
-from jaxattn.masks import as_mask
+from jaxattn.fast.blockwise import blockwise_attention
+from jaxattn.fast.cudnn import cudnn_attention, why_not_cudnn
+from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout, wide_type
+from jaxattn.masks import Mask, as_mask
+
+Implementation = Literal["dense", "blockwise", "cudnn"]
+
+# Below so many cells of scores a head, whole arrays stay in the caches and blocks only add overhead; measured on CPUs
+# by scripts/benchmark.py.
+SMALL_HEAD = 96 * 96
 
 
 def dot_product_attention(
@@ -22,7 +32,7 @@ def dot_product_attention(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     return_weights: bool = False,
-    implementation: Literal["dense"] | None = None,
+    implementation: Implementation | None = None,
 ) -> Any:
     """Attend with all heads at once: each query averages the values under softmax(scale * query · key + bias).
 
@@ -39,7 +49,9 @@ def dot_product_attention(
         dropout_key: the PRNG key that says which; needed where the rate is above 0. Every head and example drops
             other cells.
         return_weights: return `(context, weights)`, the weights `(..., H, T, S)` as they were before dropout.
-        implementation: how it is computed; "dense" is the only way so far, None chooses.
+        implementation: how it is computed, with equal results: "dense" stores all weights, "blockwise" never does, its
+            memory is linear in the tokens, "cudnn" is NVIDIA's kernel. None chooses by device, type, shape and mask;
+            `explain_implementation` says which and why. Returned weights are always computed by "dense".
 
     Returns:
         The context `(..., T, H, D_v)` in the type of `query`; scores, softmax and sums are in float32 or wider. A query
@@ -47,7 +59,10 @@ def dot_product_attention(
 
     Raises:
         TypeError: an input is not floating point, types differ, or the mask is not boolean.
-        ValueError: shapes clash, the rate lies outside [0, 1), or the key for dropout is missing.
+        ValueError: shapes clash, the rate lies outside [0, 1), the key for dropout is missing, or the implementation
+            asked for cannot compute this.
+
+    Derivatives in forward mode and second derivatives exist with "dense" only; JAX refuses them with the others.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -59,19 +74,154 @@ def dot_product_attention(
     References:
         Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Ainslie et al. 2023, "GQA".
     """
+    call = _check(query, key, value, mask, scale, bias, dropout_rate, dropout_key)
+    chosen, _ = _choose(call, return_weights, implementation)
+    if chosen == "cudnn":
+        return cudnn_attention(call.query, call.key, call.value, call.mask, call.scale)
+    if chosen == "blockwise":
+        return blockwise_attention(*call)
+    context, weights = _dense_attention(*call)
+    return (context, weights) if return_weights else context
+
+
+def explain_implementation(
+    query: Float[Array, "*batch T H D"],
+    key: Float[Array, "*batch S K D"],
+    value: Float[Array, "*batch S K D_v"],
+    mask: Any = None,
+    *,
+    scale: float | None = None,
+    bias: Float[Array, "..."] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    return_weights: bool = False,
+    implementation: Implementation | None = None,
+) -> str:
+    """Say which implementation `dot_product_attention` would run with these arguments, and why not the others.
+
+    Args:
+        query: this and the others as in `dot_product_attention`; only shapes and types are looked at.
+        key: as there.
+        value: as there.
+        mask: as there.
+        scale: as there.
+        bias: as there.
+        dropout_rate: as there.
+        dropout_key: as there.
+        return_weights: as there.
+        implementation: as there.
+
+    Returns:
+        One line for each implementation, the one that runs first.
+
+    Raises:
+        TypeError: as there.
+        ValueError: as there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn import explain_implementation, masks
+        >>> heads = jnp.ones((1, 2048, 8, 64))
+        >>> print(explain_implementation(heads, heads, heads, masks.Causal()).splitlines()[0])
+        blockwise runs: its memory is linear in the tokens, and it measured fastest at this size
+    """
+    call = _check(query, key, value, mask, scale, bias, dropout_rate, dropout_key)
+    chosen, reasons = _choose(call, return_weights, implementation)
+    others = (f"{name} does not: {why}" for name, why in reasons.items() if name != chosen)
+    return "\n".join([f"{chosen} runs: {reasons[chosen]}", *others])
+
+
+class _Call(NamedTuple):
+    """Arguments that have been checked; the mask has its heads axis."""
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Mask | None
+    scale: Any
+    bias: Array | None
+    dropout_rate: float
+    dropout_key: Array | None
+
+
+def _check(
+    query: Any, key: Any, value: Any, mask: Any, scale: Any, bias: Any, dropout_rate: float, dropout_key: Any
+) -> _Call:
     query, key, value = as_floating("query", query), as_floating("key", key), as_floating("value", value)
     _check_shapes(query, key, value)
     check_equal_dtypes(query=query, key=key, value=value)
     rate = check_rate(dropout_rate)
-    if rate > 0:
-        dropout_key = check_key("dropout_key", dropout_key)
-    if implementation not in (None, "dense"):
-        raise ValueError(f"implementation={implementation!r} is not known: write 'dense', or None to have it chosen")
+    *batch, T, H, D = query.shape
+    S = key.shape[-3]
+    if bias is not None:
+        bias = _check_bias(bias, (*batch, H, T, S), wide_type(query.dtype))
+    if mask is not None:
+        mask = as_mask(mask).with_heads()
+        _check_mask(mask, (*batch, H, T, S))
+    return _Call(
+        query,
+        key,
+        value,
+        mask,
+        D**-0.5 if scale is None else scale,
+        bias,
+        rate,
+        check_key("dropout_key", dropout_key) if rate > 0 else None,
+    )
 
+
+def _choose(call: _Call, return_weights: bool, implementation: str | None) -> tuple[str, dict[str, str]]:
+    """Return the name of what runs, and for each implementation why it runs or does not."""
+    platform = jax.default_backend()
+    *batch, T, H, _ = call.query.shape
+    S = call.key.shape[-3]
+    cells = math.prod((*batch, H, T, S))
+    against = {
+        "dense": f"would store {cells} weights, {4 * cells / 2**20:.0f} MB in float32",
+        "blockwise": "",
+        "cudnn": why_not_cudnn(*call[:4], call.bias, call.dropout_rate, platform),
+    }
+    if return_weights:
+        unstored = "does not store the weights that return_weights asks for"
+        against |= {"dense": "", "blockwise": unstored, "cudnn": unstored}
+    elif T * S <= SMALL_HEAD:
+        against["dense"] = ""
+        against["blockwise"] = f"does not pay for {T} × {S} scores a head"
+
+    if implementation is None:
+        chosen = next(name for name in ("cudnn", "dense", "blockwise") if not against[name])
+        why = {
+            "dense": "it alone returns the weights" if return_weights else f"{T} × {S} scores a head are few",
+            "blockwise": "its memory is linear in the tokens, and it measured fastest at this size",
+            "cudnn": "NVIDIA's kernel computes this",
+        }[chosen]
+        return chosen, against | {chosen: why}
+    if implementation not in against:
+        raise ValueError(
+            f"implementation={implementation!r} is not known: write 'dense', 'blockwise' or 'cudnn', "
+            "or None to have one chosen"
+        )
+    if implementation == "cudnn" and against["cudnn"]:
+        raise ValueError(f"implementation='cudnn' {against['cudnn']}: write implementation=None to have one chosen")
+    if implementation == "blockwise" and return_weights:
+        return "dense", against | {"dense": "it alone returns the weights"}
+    others = dict.fromkeys(against, f"{implementation} was asked for")
+    return implementation, others | {implementation: "it was asked for"}
+
+
+def _dense_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Mask | None,
+    scale: Any,
+    bias: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> tuple[Array, Array]:
+    """The steps of `functional.py` in order, for all heads: the context, and the weights before dropout."""
     *batch, T, H, D = query.shape
     S, K = key.shape[-3:-1]
-    if scale is None:
-        scale = D**-0.5
     # (..., T, H, D) -> (..., K, H / K, T, D), and one of key's and value's heads for each group
     query = jnp.moveaxis(query.reshape(*batch, T, K, H // K, D), -4, -2)
     key, value = (jnp.moveaxis(array, -3, -2)[..., :, None, :, :] for array in (key, value))
@@ -79,13 +229,12 @@ def dot_product_attention(
     scores = attention_scores(query, key).reshape(*batch, H, T, S)
     scores = scores * jnp.asarray(scale, scores.dtype)
     if bias is not None:
-        scores = scores + _bias_array(bias, scores)
-    weights = attention_weights(scores, None if mask is None else as_mask(mask).with_heads())
-    kept = dropout(weights, rate, dropout_key) if rate > 0 and dropout_key is not None else weights
+        scores = scores + bias.astype(scores.dtype)
+    weights = attention_weights(scores, mask)
+    kept = weights if dropout_key is None else dropout(weights, dropout_rate, dropout_key)
     # (..., K, H / K, T, D_v) -> (..., T, H, D_v)
     context = context_vectors(kept.reshape(*batch, K, H // K, T, S), value)
-    context = jnp.moveaxis(context, -2, -4).reshape(*batch, T, H, value.shape[-1])
-    return (context, weights) if return_weights else context
+    return jnp.moveaxis(context, -2, -4).reshape(*batch, T, H, value.shape[-1]), weights
 
 
 def _check_shapes(query: Array, key: Array, value: Array) -> None:
@@ -109,12 +258,23 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
         )
 
 
-def _bias_array(bias: Any, scores: Array) -> Array:
-    bias = as_floating("bias", bias).astype(scores.dtype)
-    if bias.ndim > scores.ndim or any(
-        m not in (1, n) for m, n in zip(bias.shape[::-1], scores.shape[::-1], strict=False)
-    ):
+def _check_bias(bias: Any, scores: tuple[int, ...], dtype: Any) -> Array:
+    bias = as_floating("bias", bias).astype(dtype)
+    if not _broadcasts(bias.shape, scores):
         raise ValueError(
-            f"bias has shape {bias.shape}, which does not broadcast to the scores (..., H, T, S) = {scores.shape}"
+            f"bias has shape {bias.shape}, which does not broadcast to the scores (..., H, T, S) = {scores}"
         )
-    return bias.reshape((1,) * (scores.ndim - bias.ndim) + bias.shape)
+    return bias.reshape((1,) * (len(scores) - bias.ndim) + bias.shape)
+
+
+def _check_mask(mask: Mask, scores: tuple[int, ...]) -> None:
+    shape = jax.eval_shape(lambda: mask.array(*scores[-2:])).shape
+    if not _broadcasts(shape, scores):
+        raise ValueError(
+            f"mask has shape {shape}, which does not broadcast to the scores (..., H, T, S) = {scores}: "
+            "write mask[:, None] to put a heads axis into a mask of (batch, T, S)"
+        )
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    return len(shape) <= len(target) and all(m in (1, n) for m, n in zip(shape[::-1], target[::-1], strict=False))

@@ -52,7 +52,7 @@ def attention_scores(query: Float[Array, "*batch T d"], key: Float[Array, "*batc
         )
     _check_leading(query=query, key=key)
     # (..., T, d) · (..., S, d) -> (..., T, S)
-    return jnp.einsum("...td,...sd->...ts", query, key, preferred_element_type=_wide(query.dtype))
+    return jnp.einsum("...td,...sd->...ts", query, key, preferred_element_type=wide_type(query.dtype))
 
 
 def attention_weights(
@@ -88,7 +88,7 @@ def attention_weights(
     """
     scores = as_floating("scores", scores)
     check_rank("scores", scores, 2, "T, S")
-    wide = _wide(scores.dtype)
+    wide = wide_type(scores.dtype)
     scores = scores.astype(wide) * jnp.asarray(scale, wide)
     if mask is not None:
         scores = jnp.where(mask_array(mask, scores.shape), scores, -jnp.inf)
@@ -202,7 +202,7 @@ def context_vectors(
             f"{value.shape[-2]} rows: pass as many values as keys"
         )
     _check_leading(weights=weights, value=value)
-    wide = _wide(weights.dtype, value.dtype)
+    wide = wide_type(weights.dtype, value.dtype)
     # (..., T, S) · (..., S, d) -> (..., T, d)
     return jnp.einsum("...ts,...sd->...td", weights.astype(wide), value.astype(wide)).astype(value.dtype)
 
@@ -236,29 +236,29 @@ def mask_array(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
     return jnp.broadcast_to(mask, shape)
 
 
-def dropout_words(key: Array, shape: tuple[int, ...]) -> tuple[UInt32[Array, "*rows"], UInt32[Array, " S"]]:
+def dropout_words(key: Array, shape: tuple[int, ...]) -> tuple[UInt32[Array, "*rows 1"], UInt32[Array, "*ones S"]]:
     """Draw a random word for every row and every column of `shape`; `kept_cells` mixes them into one for each cell.
 
     So the memory is linear, any block of cells follows from its rows and columns, and no cell depends on the others.
     """
     row_key, column_key = jax.random.split(check_key("key", key))
-    return jax.random.bits(row_key, shape[:-1], jnp.uint32), jax.random.bits(column_key, shape[-1:], jnp.uint32)
+    rows = jax.random.bits(row_key, shape[:-1], jnp.uint32)[..., None]
+    return rows, jax.random.bits(column_key, shape[-1:], jnp.uint32).reshape((1,) * (len(shape) - 1) + shape[-1:])
 
 
-def kept_cells(rows: UInt32[Array, "*rows"], columns: UInt32[Array, " S"], rate: float) -> Bool[Array, "*rows S"]:
+def kept_cells(rows: UInt32[Array, "*#shape"], columns: UInt32[Array, "*#shape"], rate: float) -> Bool[Array, "*shape"]:
     """Say for every cell whether it survives dropout, with probability 1 - rate, from its row's and column's words.
 
     The words' exclusive or goes through a 32-bit finalizer in which each input bit flips each output bit about half
     of the time (xor-shifts and odd multipliers after C. Wellons, "Prospecting for Hash Functions", 2018).
     """
-    rows = rows[..., None]
-    word = rows ^ columns.reshape((1,) * (rows.ndim - 1) + columns.shape)
+    word = rows ^ columns
     word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
     word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
     return (word ^ (word >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-def _wide(*dtypes: Any) -> Any:
+def wide_type(*dtypes: Any) -> Any:
     """Return the type to compute in: float32, or float64 where an input has it."""
     return jnp.float64 if jnp.float64 in dtypes else jnp.float32
 

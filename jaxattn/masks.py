@@ -4,7 +4,10 @@ True = may attend, everywhere. Queries are rows and keys are columns, both count
 than queries (cached keys, say), `offset` says at which key the queries begin: query t stands at position t + offset.
 Nothing is guessed from the shapes.
 
-A mask is a pytree, so traced `ids`, `lengths` and offsets work under `jit` and `vmap`.
+A mask is a pytree, so traced `ids`, `lengths` and offsets work under `jit` and `vmap`. It can spell itself out
+(`array`), or answer for one block of queries and keys at a time, so that nothing of size T × S need exist:
+`spread` gives every array of the mask axes for queries and keys, by which it can be cut; `sees` then answers for
+given positions, and `sees_blocks` says which blocks of cells hold anything to see at all.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from jaxattn.checks import as_boolean
 
@@ -23,11 +26,32 @@ class Mask:
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         """Spell the mask out for T queries and S keys: a boolean array, True = may attend."""
-        raise NotImplementedError
+        return self.spread(T, S).sees(jnp.arange(T)[:, None], jnp.arange(S)[None, :])
 
     def with_heads(self) -> "Mask":
         """Put a heads axis of one into every batched part, so that `array` gives `(..., 1, T, S)`."""
         return self
+
+    def spread(self, T: int, S: int) -> "Mask":
+        """Give every array of the mask two last axes, T or 1 and S or 1, one number for each query or key."""
+        raise NotImplementedError
+
+    def sees(self, queries: Int[Array, "#T #S"], keys: Int[Array, "#T #S"]) -> Bool[Array, "*batch #T #S"]:
+        """Answer for queries and keys at these positions; the mask is spread, and cut to them."""
+        raise NotImplementedError
+
+    def sees_blocks(
+        self, queries: Int[Array, "rows bq 1 1"], keys: Int[Array, "1 1 columns bk"]
+    ) -> Bool[Array, "*batch #rows #columns"]:
+        """Say for every block of queries and keys whether any of its cells is visible; when in doubt, True.
+
+        The positions and the arrays of the spread mask are cut into blocks: T = rows · bq, S = columns · bk.
+        """
+        raise NotImplementedError
+
+    def reach(self) -> int | None:
+        """How many keys a query sees at the most, and how many queries see a key; None if the tokens alone limit it."""
+        return None
 
     def __and__(self, other: Any) -> "Mask":
         return And(self, as_mask(other))
@@ -46,7 +70,8 @@ class Causal(Mask):
     """Each query sees itself and what came before: keys s <= t + offset.
 
     Args:
-        offset: position of the first query among the keys; `S - T` aligns the last query with the last key.
+        offset: position of the first query among the keys; `S - T` aligns the last query with the last key. An array
+            `(...)` of whole numbers holds one for each example.
 
     Example:
         >>> from jaxattn import masks
@@ -56,11 +81,22 @@ class Causal(Mask):
 
     offset: int | Array = 0
 
-    def array(self, T: int, S: int) -> Bool[Array, "T S"]:
+    def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         if isinstance(self.offset, int):
             return jnp.tril(jnp.ones((T, S), bool), k=self.offset)
-        positions, keys = _positions(T, S, self.offset)
-        return keys <= positions
+        return super().array(T, S)
+
+    def with_heads(self) -> Mask:
+        return Causal(_offset_of_heads(self.offset))
+
+    def spread(self, T: int, S: int) -> Mask:
+        return Causal(_spread_offset(self.offset))
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return _compare(keys, queries, self.offset) <= 0
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        return _compare(_lowest(keys), _highest(queries), _highest(self.offset)) <= 0
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +106,7 @@ class SlidingWindow(Mask):
 
     Args:
         size: how many keys a query sees at the most, itself included.
-        offset: position of the first query among the keys.
+        offset: position of the first query among the keys, or an array of them, as in `Causal`.
 
     Example:
         >>> from jaxattn import masks
@@ -91,9 +127,23 @@ class SlidingWindow(Mask):
                 "SlidingWindow(256)"
             )
 
-    def array(self, T: int, S: int) -> Bool[Array, "T S"]:
-        positions, keys = _positions(T, S, self.offset)
-        return (keys <= positions) & (keys > positions - self.size)
+    def reach(self) -> int | None:
+        return self.size
+
+    def with_heads(self) -> Mask:
+        return SlidingWindow(self.size, _offset_of_heads(self.offset))
+
+    def spread(self, T: int, S: int) -> Mask:
+        return SlidingWindow(self.size, _spread_offset(self.offset))
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        behind = _compare(keys, queries, self.offset)
+        return (behind <= 0) & (behind > -self.size)
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        nearest = _compare(_lowest(keys), _highest(queries), _highest(self.offset))
+        farthest = _compare(_highest(keys), _lowest(queries), _lowest(self.offset))
+        return (nearest <= 0) & (farthest > -self.size)
 
 
 @jax.tree_util.register_dataclass
@@ -115,17 +165,25 @@ class Segments(Mask):
     ids: Array
     key_ids: Array | None = None
 
-    def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
+    def with_heads(self) -> Mask:
+        key_ids = None if self.key_ids is None else jnp.asarray(self.key_ids)[..., None, :]
+        return Segments(jnp.asarray(self.ids)[..., None, :], key_ids)
+
+    def spread(self, T: int, S: int) -> Mask:
         ids = _whole_numbers("ids", self.ids, T)
         key_ids = ids if self.key_ids is None else _whole_numbers("key_ids", self.key_ids, S)
         if key_ids.shape[-1] != S:
             raise ValueError(f"ids name {T} tokens, but there are {S} keys: pass key_ids with one for each key")
-        return ids[..., :, None] == key_ids[..., None, :]
+        return Segments(ids[..., :, None], key_ids[..., None, :])
 
-    def with_heads(self) -> Mask:
-        """Put the heads axis between the batch and the tokens."""
-        key_ids = None if self.key_ids is None else _before_last(jnp.asarray(self.key_ids))
-        return Segments(_before_last(jnp.asarray(self.ids)), key_ids)
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return jnp.equal(*_same_rank(self.ids, jnp.asarray(self.key_ids)))
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        # No overlap of the ranges, no common segment; documents packed one after the other overlap at a border only.
+        lowest, lowest_key = _same_rank(_lowest(self.ids), _lowest(self.key_ids))
+        highest, highest_key = _same_rank(_highest(self.ids), _highest(self.key_ids))
+        return (lowest <= highest_key) & (highest >= lowest_key)
 
 
 @jax.tree_util.register_dataclass
@@ -146,13 +204,20 @@ class Lengths(Mask):
     lengths: Array
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        lengths = _whole_numbers("lengths", self.lengths)
-        keys = jnp.arange(S).reshape((1,) * lengths.ndim + (1, S))
-        return jnp.broadcast_to(keys < lengths[..., None, None], (*lengths.shape, T, S))
+        visible = super().array(T, S)
+        return jnp.broadcast_to(visible, (*visible.shape[:-2], T, S))
 
     def with_heads(self) -> Mask:
-        """Put the heads axis behind the batch."""
         return Lengths(jnp.asarray(self.lengths)[..., None])
+
+    def spread(self, T: int, S: int) -> Mask:
+        return Lengths(_whole_numbers("lengths", self.lengths)[..., None, None])
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return jnp.less(*_same_rank(keys, self.lengths))
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        return jnp.less(*_same_rank(_lowest(keys), _highest(self.lengths)))
 
 
 @jax.tree_util.register_dataclass
@@ -164,6 +229,16 @@ class Dense(Mask):
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         return jnp.asarray(self.visible)
+
+    def spread(self, T: int, S: int) -> Mask:
+        visible = jnp.asarray(self.visible)
+        return Dense(visible.reshape((1,) * (2 - visible.ndim) + visible.shape))
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return self.visible
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        return self.visible.any((-3, -1))
 
 
 @jax.tree_util.register_dataclass
@@ -177,9 +252,21 @@ class And(Mask):
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         return jnp.logical_and(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
 
+    def reach(self) -> int | None:
+        return min((reach for reach in (self.first.reach(), self.second.reach()) if reach is not None), default=None)
+
     def with_heads(self) -> Mask:
-        """Put the heads axis into both."""
         return And(self.first.with_heads(), self.second.with_heads())
+
+    def spread(self, T: int, S: int) -> Mask:
+        return And(self.first.spread(T, S), self.second.spread(T, S))
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return jnp.logical_and(*_same_rank(self.first.sees(queries, keys), self.second.sees(queries, keys)))
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        first, second = self.first.sees_blocks(queries, keys), self.second.sees_blocks(queries, keys)
+        return jnp.logical_and(*_same_rank(first, second))
 
 
 @jax.tree_util.register_dataclass
@@ -194,8 +281,17 @@ class Or(Mask):
         return jnp.logical_or(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
 
     def with_heads(self) -> Mask:
-        """Put the heads axis into both."""
         return Or(self.first.with_heads(), self.second.with_heads())
+
+    def spread(self, T: int, S: int) -> Mask:
+        return Or(self.first.spread(T, S), self.second.spread(T, S))
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return jnp.logical_or(*_same_rank(self.first.sees(queries, keys), self.second.sees(queries, keys)))
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        first, second = self.first.sees_blocks(queries, keys), self.second.sees_blocks(queries, keys)
+        return jnp.logical_or(*_same_rank(first, second))
 
 
 def as_mask(mask: Any) -> Mask:
@@ -203,9 +299,27 @@ def as_mask(mask: Any) -> Mask:
     return mask if isinstance(mask, Mask) else Dense(as_boolean("mask", mask))
 
 
-def _positions(T: int, S: int, offset: int | Array) -> tuple[Array, Array]:
-    """Positions of the queries, as a column, and of the keys, as a row."""
-    return jnp.arange(T)[:, None] + offset, jnp.arange(S)[None, :]
+def _offset_of_heads(offset: int | Array) -> int | Array:
+    return offset if isinstance(offset, int) else jnp.asarray(offset)[..., None] if jnp.ndim(offset) else offset
+
+
+def _spread_offset(offset: int | Array) -> Array:
+    return _whole_numbers("offset", offset)[..., None, None]
+
+
+def _compare(keys: Array, queries: Array, offset: Any) -> Array:
+    """How far each key stands behind (< 0) or ahead of each query."""
+    distance, offset = _same_rank(keys - queries, jnp.asarray(offset))
+    return distance - offset
+
+
+def _lowest(blocks: Any) -> Array:
+    """The lowest number of each block, of an array cut into `(..., rows, bq, columns, bk)`."""
+    return blocks.min((-3, -1))
+
+
+def _highest(blocks: Any) -> Array:
+    return blocks.max((-3, -1))
 
 
 def _whole_numbers(name: str, numbers: Any, tokens: int | None = None) -> Array:
@@ -217,10 +331,6 @@ def _whole_numbers(name: str, numbers: Any, tokens: int | None = None) -> Array:
             f"{name} has shape {numbers.shape}, but its last axis must hold one number for each of {tokens}"
         )
     return numbers
-
-
-def _before_last(array: Array) -> Array:
-    return array[..., None, :]
 
 
 def _same_rank(first: Array, second: Array) -> tuple[Array, Array]:

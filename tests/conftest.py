@@ -5,10 +5,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-# Every new shape compiles anew, so an example can take a second.
-settings.register_profile("jax", deadline=None, max_examples=15, derandomize=True)
+# Every new shape compiles anew, so an example can take a second, and looking for a smaller one minutes.
+phases = (Phase.explicit, Phase.generate)
+settings.register_profile("jax", deadline=None, max_examples=15, derandomize=True, phases=phases)
 settings.load_profile("jax")
 
 

@@ -1,0 +1,1 @@
+"""The same numbers as `functional.py` computes, sooner: one file for each implementation."""
