@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attend, gradients
 
-from jaxattn import dot_product_attention, dropout, explain_implementation, masks
+from jaxattn import dot_product_attention, explain_implementation, masks
 from jaxattn.fast import blocks
 
 blockwise = functools.partial(dot_product_attention, implementation="blockwise")
