@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.fast.backward import pull_back_blockwise
-from jaxattn.fast.blocks import Blocks, choose_blocks
+from jaxattn.fast.blocks import choose_blocks
 from jaxattn.fast.cells import LOG2_E, Cells, gather_cells
 from jaxattn.fast.forward import attend_blockwise
 from jaxattn.functional import wide_type
@@ -32,8 +32,7 @@ from jaxattn.masks import Mask
 class Settings(NamedTuple):
     """What is fixed when the program is compiled."""
 
-    forward: Blocks
-    backward: Blocks
+    reach: int | None
     dropout_rate: float
 
 
@@ -57,8 +56,7 @@ def blockwise_attention(
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype)
     B, G, wide = math.prod(batch), H // K, wide_type(query.dtype)
-    reach = None if mask is None else mask.reach()
-    settings = Settings(choose_blocks(B, K, G, T, S, reach), choose_blocks(B, K, G, S, T, reach), dropout_rate)
+    settings = Settings(None if mask is None else mask.reach(), dropout_rate)
     cells = gather_cells((*batch, H, T, S), K, mask, bias, dropout_rate, dropout_key)
     # (..., T, H, D) -> (B, T, K, G, D), and (..., S, K, D) -> (B, S, K, D)
     queries = query.astype(wide).reshape(B, T, K, G, D)
@@ -148,9 +146,13 @@ def _split(size: int, array: Array, expected: Any) -> Array:
     return array if array.shape[1] == expected.shape[0] else array.sum(1, keepdims=True)
 
 
-def _forward(settings: Settings, *arguments: Any) -> Any:
-    return attend_blockwise(settings.forward, settings.dropout_rate, *arguments)
+def _forward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
+    B, T, K, G, _ = query.shape
+    blocks = choose_blocks(B, K, G, T, key.shape[1], settings.reach)
+    return attend_blockwise(blocks, settings.dropout_rate, query, key, *others)
 
 
-def _backward(settings: Settings, *arguments: Any) -> Any:
-    return pull_back_blockwise(settings.backward, settings.dropout_rate, *arguments)
+def _backward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
+    B, T, K, G, _ = query.shape
+    blocks = choose_blocks(B, K, G, key.shape[1], T, settings.reach)
+    return pull_back_blockwise(blocks, settings.dropout_rate, query, key, *others)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attend, gradients
 
-from jaxattn import dot_product_attention, explain_implementation, masks
+from jaxattn import dot_product_attention, dropout, explain_implementation, masks
 from jaxattn.fast import blocks
 
 blockwise = functools.partial(dot_product_attention, implementation="blockwise")
@@ -24,7 +24,9 @@ def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SIDE", 32)
         patch.setattr(blocks, "CELLS_CPU", 2048)
+        jax.clear_caches()
         yield
+    jax.clear_caches()
 
 
 def draw(seed, *shapes, dtype=jnp.float32):
@@ -84,10 +86,7 @@ def test_context_and_gradients_equal_float64_written_out(batch, T, S, K, group, 
     factors = None
     if rate:
         # What dropout does to weights of 1, cell by cell, by the steps that are tested against their own oracle.
-        ones = jnp.ones((*batch, H, T, S))
-        from jaxattn import dropout
-
-        factors = dropout(ones, rate, options["dropout_key"])
+        factors = dropout(jnp.ones((*batch, H, T, S)), rate, options["dropout_key"])
     context, pull = jax.vjp(
         lambda *inputs: blockwise(*inputs[:3], mask, bias=inputs[3], **options), query, key, value, bias
     )
@@ -133,6 +132,7 @@ def test_dropped_cells_are_those_of_the_dense_one_at_every_block_size(monkeypatc
     expected = dense(query, key, value, masks.Causal(), **options)
     for side in (16, 48, 128):
         monkeypatch.setattr(blocks, "SIDE", side)
+        jax.clear_caches()  # compiled with other blocks
         came = blockwise(query, key, value, masks.Causal(), **options)
         chex.assert_trees_all_close(came, expected, atol=1e-5)
     assert not np.allclose(expected, blockwise(query, key, value, masks.Causal()))
