@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxattn.fast.blocks import Blocks, Index, plan_visits, put, take, zero_padded
-from jaxattn.fast.cells import Cells
+from jaxattn.fast.cells import Cells, Settings
 from jaxattn.fast.exponential import power_of_two
 
 LN_2 = 0.6931471805599453
@@ -22,7 +22,7 @@ LN_2 = 0.6931471805599453
 
 def pull_back_blockwise(
     blocks: Blocks,
-    rate: float,
+    settings: Settings,
     query: Array,
     key: Array,
     value: Array,
@@ -32,49 +32,60 @@ def pull_back_blockwise(
     gradient: Array,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Return the gradients of query, key, value and bias, from what `attend_blockwise` took and gave."""
-    B, T, K, G, D = query.shape
-    S, D_v, dtype = key.shape[1], value.shape[-1], query.dtype
+    B, T, H, D = query.shape
+    S, K, D_v, dtype = *key.shape[1:3], value.shape[-1], query.dtype
     nb, nk, ng, bk, bq = blocks
+    nh = blocks.query_heads
+    exponent_scale, rate = jnp.asarray(settings.exponent_scale, dtype), settings.dropout_rate
     bias_shape = () if cells.bias is None else cells.bias.shape
-    means = jnp.einsum("...d,...d->...", context, gradient)  # (B, T, K, G)
-    query, gradient, means = (zero_padded(array, bq) for array in (query, gradient, means))
+    means = jnp.einsum("bthd,bthd->bht", context, gradient)
+    query, gradient = zero_padded(query, bq), zero_padded(gradient, bq)
     key, value = zero_padded(key, bk), zero_padded(value, bk)
-    log_sums = zero_padded(log_sums, bq, axis=3)[..., None, :]
+    log_sums, means = zero_padded(log_sums, bq, axis=2), zero_padded(means, bq, axis=2)
     columns = key.shape[1] // bk
     cells = cells.padded(query.shape[1], key.shape[1], real_keys=S)
     visits = plan_visits(cells.mask, blocks, key.shape[1], query.shape[1], turned=True)
-    query_turned, gradient_turned = _turned(query), _turned(gradient)
+    query_turned, gradient_turned = jnp.moveaxis(query, 1, 3), jnp.moveaxis(gradient, 1, 3)  # (B, H, D, T)
     key_turned = jnp.moveaxis(key, 1, 3)  # (B, K, D, S)
 
     def of_group(block: Array) -> Array:
         return jnp.broadcast_to(block[:, :, None], (nb, nk, ng, *block.shape[2:]))
 
     def key_block(index: Array, results: Any) -> Any:
-        b, k, g, column = jnp.unravel_index(index, (*blocks.counts(B, K, G), columns))
+        b, k, g, column = jnp.unravel_index(index, (*blocks.counts(B, K, H // K), columns))
         head = (b * nb, k * nk, g * ng)
+        query_head = k * nk * (H // K) + g * ng
         at_keys = (b * nb, column * bk, k * nk, 0)
-        keys = of_group(take(key, at_keys, (nb, bk, nk, D)).swapaxes(1, 2))
+        keys = of_group(take(key, at_keys, (nb, bk, nk, D)).swapaxes(1, 2) * exponent_scale)
         values = of_group(take(value, at_keys, (nb, bk, nk, D_v)).swapaxes(1, 2))
-        keys_turned = of_group(take(key_turned, (b * nb, k * nk, 0, column * bk), (nb, nk, D, bk)))
+        keys_turned = take(key_turned, (b * nb, k * nk, 0, column * bk), (nb, nk, D, bk)) * exponent_scale
+        keys_turned = of_group(keys_turned)
         first, number = visits.of((b, k, g, column))
 
         def query_block(visit: Array, state: Any) -> Any:
             key_gradient, value_gradient, query_gradient, bias_gradient = state
             start = first + visit * bq
-            down, across = (b * nb, start, k * nk, g * ng, 0), (*head, 0, start)
+            down, across = (b * nb, start, query_head, 0), (b * nb, query_head, 0, start)
             cell = cells.cut((*head, start, column * bk), (*blocks.heads, bq, bk), turned=True)
-            queries = jnp.moveaxis(take(query, down, (nb, bq, nk, ng, D)), 1, 3)
-            gradients = jnp.moveaxis(take(gradient, down, (nb, bq, nk, ng, D_v)), 1, 3)
-            mean = jnp.moveaxis(take(means, down[:4], (nb, bq, nk, ng)), 1, 3)[..., None, :]
 
-            scores = jnp.matmul(keys, take(query_turned, across, (*blocks.heads, D, bq)))
+            def rows(array: Array) -> Array:
+                """Queries from top to bottom, (nb, nk, ng, bq, D)."""
+                block = take(array, down, (nb, bq, nh, array.shape[-1])).swapaxes(1, 2)
+                return block.reshape(*blocks.heads, bq, -1)
+
+            def turned(array: Array) -> Array:
+                """Queries from left to right, (nb, nk, ng, D, bq)."""
+                return take(array, across, (nb, nh, array.shape[2], bq)).reshape(*blocks.heads, -1, bq)
+
+            scores = jnp.matmul(keys, turned(query_turned))
             scores = cell.score(scores, start, column * bk, turned=True)  # (nb, nk, ng, bk, bq)
-            weights = power_of_two(scores - take(log_sums, across, (*blocks.heads, 1, bq)))
-            value_gradient = value_gradient + jnp.matmul(cell.drop(weights, rate), gradients)
-            slopes = jnp.matmul(values, take(gradient_turned, across, (*blocks.heads, D_v, bq)))
-            slopes = weights * (cell.drop(slopes, rate) - mean)
-            key_gradient = key_gradient + jnp.matmul(slopes, queries)
-            query_gradient = _add_at(query_gradient, jnp.matmul(keys_turned, slopes), across)
+            weights = power_of_two(scores - turned(log_sums[:, :, None]))
+            value_gradient = value_gradient + jnp.matmul(cell.drop(weights, rate), rows(gradient))
+            slopes = jnp.matmul(values, turned(gradient_turned))
+            slopes = weights * (cell.drop(slopes, rate) - turned(means[:, :, None]))
+            key_gradient = key_gradient + jnp.matmul(slopes, rows(query))
+            share = jnp.matmul(keys_turned, slopes).reshape(nb, nh, D, bq)
+            query_gradient = _add_at(query_gradient, share, across)
             if bias_gradient is not None:
                 bias_gradient = _add_bias(bias_gradient, slopes.swapaxes(3, 4), (*head, start, column * bk))
             return key_gradient, value_gradient, query_gradient, bias_gradient
@@ -90,22 +101,16 @@ def pull_back_blockwise(
 
     bias_gradient = None if cells.bias is None else jnp.zeros_like(cells.bias)
     results = jnp.zeros_like(key), jnp.zeros_like(value), jnp.zeros_like(query_turned), bias_gradient
-    nbs, nks, ngs = blocks.counts(B, K, G)
+    nbs, nks, ngs = blocks.counts(B, K, H // K)
     key_gradient, value_gradient, query_gradient, bias_gradient = lax.fori_loop(
         0, nbs * nks * ngs * columns, key_block, results
     )
     # Scores are exponents of 2, whose derivative brings down ln(2); for the bias, its own log2(e) cancels that.
-    ln2 = jnp.asarray(LN_2, dtype)
-    query_gradient = jnp.moveaxis(query_gradient, 4, 1)[:, :T]  # (B, K, G, D, T) -> (B, T, K, G, D)
+    query_gradient = jnp.moveaxis(query_gradient, 3, 1)[:, :T] * jnp.asarray(LN_2, dtype)  # (B, T, H, D)
+    key_gradient = key_gradient[:, :S] * jnp.asarray(settings.scale, dtype)
     if bias_gradient is not None:
         bias_gradient = bias_gradient[tuple(slice(n) for n in bias_shape)]
-    return query_gradient * ln2, key_gradient[:, :S] * ln2, value_gradient[:, :S], bias_gradient
-
-
-def _turned(array: Array) -> Array:
-    """(B, T, K, G, D) -> (B, K, G, D, T), in one pass."""
-    B, T, K, G, D = array.shape
-    return jnp.moveaxis(array.reshape(B, T, K * G, D), 1, 3).reshape(B, K, G, D, T)
+    return query_gradient, key_gradient, value_gradient[:, :S], bias_gradient
 
 
 def _add_at(total: Array, share: Array, corner: Index) -> Array:

@@ -1,8 +1,8 @@
 """Cutting attention into blocks: how large, which ones hold anything to see, and how to take one out of an array.
 
-The axes are (B, T, K, G, D) for the queries, (B, S, K, D) for keys and values, and (B, K, G, T, S) for whatever belongs
-to the cells (masks, bias, dropout words), where an axis of length 1 stands for all: B examples, K heads of keys, G
-query heads that share each of them.
+The axes are (B, T, H, D) for the queries, (B, S, K, D) for keys and values, and (B, K, G, T, S) for whatever belongs
+to the cells (masks, bias, dropout words), where an axis of length 1 stands for all: B examples, K heads of keys, each
+shared by G = H / K query heads. (With an axis for groups, the queries would be copied into another order each time.)
 """
 
 import math
@@ -18,7 +18,8 @@ Index = tuple[Any, ...]
 # XLA's products on a CPU use both operands' caches and all cores from about this size on, measured; smaller ones run
 # on a single core.
 SIDE = 512
-# The scores of one block, all heads together: 2 MB in float32 stay in a processor's caches, and accelerators want more.
+# The scores of one block, all heads together: 2 MB in float32 stay in a processor's caches (blocks of short sequences
+# measured faster at half of that), and accelerators want more.
 CELLS_CPU, CELLS_ACCELERATOR = 2**19, 2**25
 
 
@@ -36,6 +37,11 @@ class Blocks(NamedTuple):
         """The block along the three axes of heads."""
         return self[:3]
 
+    @property
+    def query_heads(self) -> int:
+        """How many query heads are in the block; they are neighbours."""
+        return self.key_heads * self.group
+
     def counts(self, B: int, K: int, G: int) -> tuple[int, int, int]:
         """How many blocks of heads there are."""
         return B // self.batch, K // self.key_heads, G // self.group
@@ -51,7 +57,8 @@ def choose_blocks(B: int, K: int, G: int, outer: int, inner: int, reach: int | N
         # A band: half the side if then one inner block spans it.
         side = min((SIDE, SIDE // 2), key=lambda side: -(-(reach - 1 + side) // SIDE) / side)
     bo, bi = _even_share(outer, side), _even_share(inner, SIDE)
-    heads = (CELLS_CPU if jax.default_backend() == "cpu" else CELLS_ACCELERATOR) / (bo * bi)
+    cells = CELLS_CPU if jax.default_backend() == "cpu" else CELLS_ACCELERATOR
+    heads = (cells if max(bo, bi) > SIDE // 2 else cells / 2) / (bo * bi)
     group = _nearest_divisor(G, heads)
     # Heads in a block must be neighbours, so the next axis is cut only where this one is whole.
     key_heads = _nearest_divisor(K, heads / group) if group == G else 1

@@ -15,7 +15,7 @@ What makes it fast on a CPU, where time goes into passes over the scores as much
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,10 @@ from jax import Array
 
 from jaxattn.fast.backward import pull_back_blockwise
 from jaxattn.fast.blocks import choose_blocks
-from jaxattn.fast.cells import LOG2_E, Cells, gather_cells
+from jaxattn.fast.cells import Cells, Settings, gather_cells
 from jaxattn.fast.forward import attend_blockwise
 from jaxattn.functional import wide_type
 from jaxattn.masks import Mask
-
-
-class Settings(NamedTuple):
-    """What is fixed when the program is compiled."""
-
-    reach: int | None
-    dropout_rate: float
 
 
 def blockwise_attention(
@@ -55,13 +48,15 @@ def blockwise_attention(
     S, K = key.shape[-3:-1]
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype)
-    B, G, wide = math.prod(batch), H // K, wide_type(query.dtype)
-    settings = Settings(None if mask is None else mask.reach(), dropout_rate)
+    B, wide = math.prod(batch), wide_type(query.dtype)
     cells = gather_cells((*batch, H, T, S), K, mask, bias, dropout_rate, dropout_key)
-    # (..., T, H, D) -> (B, T, K, G, D), and (..., S, K, D) -> (B, S, K, D)
-    queries = query.astype(wide).reshape(B, T, K, G, D)
+    # (..., T, H, D) -> (B, T, H, D), and (..., S, K, D) -> (B, S, K, D)
+    queries = query.astype(wide).reshape(B, T, H, D)
     keys, values = (array.astype(wide).reshape(B, S, K, -1) for array in (key, value))
-    keys = keys * (jnp.asarray(scale, wide) * jnp.asarray(LOG2_E, wide))
+    if not isinstance(scale, int | float):
+        # It may be traced, and have a gradient.
+        keys, scale = keys * jnp.asarray(scale, wide), 1.0
+    settings = Settings(float(scale), dropout_rate, None if mask is None else mask.reach())
     try:
         context = _attend(settings, queries, keys, values, cells)
     except TypeError as error:
@@ -147,12 +142,10 @@ def _split(size: int, array: Array, expected: Any) -> Array:
 
 
 def _forward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
-    B, T, K, G, _ = query.shape
-    blocks = choose_blocks(B, K, G, T, key.shape[1], settings.reach)
-    return attend_blockwise(blocks, settings.dropout_rate, query, key, *others)
+    (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
+    return attend_blockwise(choose_blocks(B, K, H // K, T, S, settings.reach), settings, query, key, *others)
 
 
 def _backward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
-    B, T, K, G, _ = query.shape
-    blocks = choose_blocks(B, K, G, key.shape[1], T, settings.reach)
-    return pull_back_blockwise(blocks, settings.dropout_rate, query, key, *others)
+    (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
+    return pull_back_blockwise(choose_blocks(B, K, H // K, S, T, settings.reach), settings, query, key, *others)

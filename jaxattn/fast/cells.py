@@ -14,6 +14,19 @@ from jaxattn.masks import Lengths, Mask
 LOG2_E = 1.4426950408889634
 
 
+class Settings(NamedTuple):
+    """What is fixed when the program is compiled."""
+
+    scale: float
+    dropout_rate: float
+    reach: int | None
+
+    @property
+    def exponent_scale(self) -> float:
+        """The factor on query · key that gives exponents of 2."""
+        return self.scale * LOG2_E
+
+
 class Cells(NamedTuple):
     """Mask, bias, and dropout's words for rows and columns; every array has axes (B, K, G, T, S), or 1 for all."""
 
