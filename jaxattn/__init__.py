@@ -9,6 +9,7 @@ from jaxattn.functional import (
     dropout,
     renormalized_weights,
 )
+from jaxattn.masks import assert_causal
 from jaxattn.models.generation import generate
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.stages import (
@@ -30,6 +31,7 @@ __all__ = [
     "MultiHeadAttentionWrapper",
     "SelfAttention",
     "SimpleSelfAttention",
+    "assert_causal",
     "attention_scores",
     "attention_weights",
     "context_vectors",

@@ -11,14 +11,18 @@ given positions, and `sees_blocks` says which blocks of cells hold anything to s
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
-from jaxattn.checks import as_boolean
+from jaxattn.checks import as_boolean, as_floating
+
+# Whole numbers or an array for whoever makes a mask; JAX puts anything there while it takes a pytree apart.
+Leaf = Any
 
 
 class Mask:
@@ -79,7 +83,7 @@ class Causal(Mask):
         [[True, True, False], [True, True, True]]
     """
 
-    offset: int | Array = 0
+    offset: Leaf = 0
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         if isinstance(self.offset, int):
@@ -118,7 +122,7 @@ class SlidingWindow(Mask):
     """
 
     size: int = dataclasses.field(metadata={"static": True})
-    offset: int | Array = 0
+    offset: Leaf = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
@@ -162,8 +166,8 @@ class Segments(Mask):
         [[True, False, False], [True, True, False], [False, False, True]]
     """
 
-    ids: Array
-    key_ids: Array | None = None
+    ids: Leaf
+    key_ids: Leaf = None
 
     def with_heads(self) -> Mask:
         key_ids = None if self.key_ids is None else jnp.asarray(self.key_ids)[..., None, :]
@@ -201,7 +205,7 @@ class Lengths(Mask):
         [[[True, False, False]], [[True, True, False]]]
     """
 
-    lengths: Array
+    lengths: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         visible = super().array(T, S)
@@ -225,7 +229,7 @@ class Lengths(Mask):
 class Dense(Mask):
     """A boolean array as a mask, so that it combines with the others; broadcasts to the scores `(..., H, T, S)`."""
 
-    visible: Array
+    visible: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         return jnp.asarray(self.visible)
@@ -246,8 +250,8 @@ class Dense(Mask):
 class And(Mask):
     """What both masks show."""
 
-    first: Mask
-    second: Mask
+    first: Leaf
+    second: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         return jnp.logical_and(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
@@ -274,8 +278,8 @@ class And(Mask):
 class Or(Mask):
     """What either mask shows."""
 
-    first: Mask
-    second: Mask
+    first: Leaf
+    second: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         return jnp.logical_or(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
@@ -297,6 +301,60 @@ class Or(Mask):
 def as_mask(mask: Any) -> Mask:
     """Return a mask as it is and a boolean array as a mask; anything else is a TypeError."""
     return mask if isinstance(mask, Mask) else Dense(as_boolean("mask", mask))
+
+
+def assert_causal(function: Callable[[Array], Any], x: Float[Array, "..."], *, axis: int = -2) -> None:
+    """Assert that no output of a function of token vectors depends on a later input: its gradient there is exactly 0.
+
+    Args:
+        function: from token vectors to one array with as many tokens on the same axis, a layer with its variables, say;
+            dropout is fine if the key is fixed.
+        x: token vectors to try it on; random ones, for a gradient can be 0 by chance where all are alike.
+        axis: the axis of tokens, -2 for `(..., T, d)`.
+
+    Raises:
+        AssertionError: an output depends on a later input, and the message says which on which; or its gradient is not
+            a number.
+        TypeError: `x` is not floating point.
+        ValueError: there is one token only, or the outputs are not as many as the inputs.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxattn import assert_causal, CausalAttention
+        >>> layer, x = CausalAttention(features=2), jax.random.normal(jax.random.key(0), (6, 3))
+        >>> variables = layer.init(jax.random.key(1), x)
+        >>> assert_causal(lambda x: layer.apply(variables, x), x)
+        >>> assert_causal(lambda x: jnp.flip(x, -2), x)
+        Traceback (most recent call last):
+        ...
+        AssertionError: output 0 depends on the later input 5, with a gradient of 2: no causal mask reaches it
+
+    References:
+        The gradient as a test of what a network sees: Luo et al. 2016, "Understanding the Effective Receptive Field".
+    """
+    x = as_floating("x", x)
+    T = x.shape[axis]
+    output, pull = jax.vjp(function, x)
+    if T < 2 or output.ndim < abs(axis) or output.shape[axis] != T:
+        raise ValueError(
+            f"x has shape {x.shape} and the output {output.shape}: on axis {axis} both must have the same number of "
+            "tokens, two or more; write axis=-2 for (..., T, d)"
+        )
+    # Random directions, so that no two parts of an output cancel out.
+    direction = jax.random.normal(jax.random.key(0), output.shape).astype(output.dtype)
+    of_one = jnp.eye(T, dtype=output.dtype).reshape(
+        T, *(T if i == axis % output.ndim else 1 for i in range(output.ndim))
+    )
+    (gradients,) = jax.vmap(lambda chosen: pull(chosen * direction))(of_one)
+    # (T outputs, ..., T inputs, ...) -> (T outputs, T inputs)
+    largest = jnp.abs(jnp.moveaxis(gradients, axis % x.ndim + 1, 1)).reshape(T, T, -1).max(-1)
+    later = jnp.triu(jnp.where(jnp.isnan(largest), jnp.inf, largest), k=1)
+    t, s = divmod(int(later.argmax()), T)
+    if later[t, s] > 0:
+        raise AssertionError(
+            f"output {t} depends on the later input {s}, with a gradient of {float(largest[t, s]):.2g}: "
+            "no causal mask reaches it"
+        )
 
 
 def _offset_of_heads(offset: int | Array) -> int | Array:

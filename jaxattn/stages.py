@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxattn.attention import dot_product_attention
+from jaxattn.attention import Implementation, dot_product_attention
 from jaxattn.checks import as_floating, check_rank, check_rate
 from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout
 from jaxattn.masks import Causal
@@ -251,6 +251,7 @@ class MultiHeadAttention(nn.Module):
         features: width in total, of all heads together and of the output.
         dropout_rate: share of the weights that are dropped in training, in [0, 1).
         use_bias: whether the projections to query, key and value add a bias; the output projection always does.
+        implementation: how `dot_product_attention` computes it; None chooses the fastest.
 
     Args of the call:
         x: token vectors `(..., T, d_in)`.
@@ -282,6 +283,7 @@ class MultiHeadAttention(nn.Module):
     features: int
     dropout_rate: float = 0.0
     use_bias: bool = False
+    implementation: Implementation | None = None
 
     @nn.compact
     def __call__(
@@ -306,6 +308,7 @@ class MultiHeadAttention(nn.Module):
             dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
             dropout_key=dropout_key,
             return_weights=wants_weights,
+            implementation=self.implementation,
         )
         if wants_weights:
             context, weights = context

@@ -56,3 +56,74 @@ def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
 def test_bad_input_is_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def mixes(weights):
+    """A layer that averages tokens with these weights (T, T)."""
+    return lambda x: jnp.einsum("ts,...sd->...td", jnp.asarray(weights, x.dtype), x)
+
+
+@pytest.mark.parametrize("axis", [-2, 0])
+def test_assert_causal_names_the_output_and_the_later_input(axis):
+    x = jax.random.normal(jax.random.key(0), (4, 3) if axis == 0 else (2, 4, 3))
+    masks.assert_causal(mixes(np.tril(np.ones((4, 4)))), x, axis=axis)
+    leaky = np.tril(np.ones((4, 4)))
+    leaky[1, 3] = 1e-6
+    with pytest.raises(AssertionError, match="output 1 depends on the later input 3"):
+        masks.assert_causal(mixes(leaky), x, axis=axis)
+    with pytest.raises(AssertionError, match="nan"):
+        masks.assert_causal(lambda x: jnp.sqrt(x - x) * x, x, axis=axis)
+
+
+def test_assert_causal_sees_what_cancels_in_a_sum():
+    x = jax.random.normal(jax.random.key(0), (4, 2))
+    with pytest.raises(AssertionError, match="output 0"):
+        masks.assert_causal(lambda x: x.at[0].add(jnp.array([1.0, -1.0]) * x[3, 0]), x)
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "error", "words"),
+    [
+        (lambda x: x, jnp.ones((3, 2), int), TypeError, "x has dtype int32"),
+        (lambda x: x[:2], jnp.ones((3, 2)), ValueError, r"the output \(2, 2\)"),
+        (lambda x: x.sum(), jnp.ones((3, 2)), ValueError, r"the output \(\)"),
+        (lambda x: x, jnp.ones((1, 2)), ValueError, "two or more"),
+    ],
+)
+def test_assert_causal_names_bad_input(function, x, error, words):
+    with pytest.raises(error, match=words):
+        masks.assert_causal(function, x)
+
+
+@given(
+    rows=st.integers(1, 4), columns=st.integers(1, 4), bq=st.integers(1, 5), bk=st.integers(1, 5),
+    seed=st.integers(0, 2**31 - 1),
+)  # fmt: skip
+def test_a_block_in_which_anything_is_visible_is_never_called_empty(rows, columns, bq, bk, seed):
+    rng, T, S = np.random.default_rng(seed), rows * bq, columns * bk
+    ids, key_ids = (jnp.asarray(rng.integers(0, 4, (2, n))) for n in (T, S))
+    mask = masks.SlidingWindow(int(rng.integers(1, 6)), jnp.asarray(rng.integers(-3, 4, 2)))
+    mask |= masks.Segments(ids, key_ids) & masks.Lengths(jnp.asarray(rng.integers(0, S + 1, 2)))
+    mask &= jnp.asarray(rng.random((T, S)) < 0.8) | masks.Causal(2)
+    visible = np.asarray(mask.array(T, S)).reshape(2, rows, bq, columns, bk).any((2, 4))
+
+    def cut(array):
+        down, across = (
+            (1, 1) if n == 1 else c for n, c in zip(array.shape[-2:], ((rows, bq), (columns, bk)), strict=True)
+        )
+        return array.reshape(*array.shape[:-2], *down, *across)
+
+    spread = jax.tree.map(cut, mask.spread(T, S))
+    queries, keys = jnp.arange(T).reshape(rows, bq, 1, 1), jnp.arange(S).reshape(1, 1, columns, bk)
+    said = np.broadcast_to(spread.sees_blocks(queries, keys), visible.shape)
+    assert (said | ~visible).all()
+
+
+def test_blocks_that_cannot_be_visible_are_called_empty():
+    queries, keys = jnp.arange(8).reshape(4, 2, 1, 1), jnp.arange(8).reshape(1, 1, 4, 2)
+    causal = masks.Causal().spread(8, 8)
+    causal = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), causal)
+    np.testing.assert_array_equal(causal.sees_blocks(queries, keys), np.tril(np.ones((4, 4), bool)))
+    window = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), masks.SlidingWindow(2).spread(8, 8))
+    expected = np.tril(np.ones((4, 4), bool)) & ~np.tril(np.ones((4, 4), bool), -2)
+    np.testing.assert_array_equal(window.sees_blocks(queries, keys), expected)

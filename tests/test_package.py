@@ -50,8 +50,9 @@ def test_importing_pulls_in_little_beyond_flax():
     ],
     ids=lambda module: type(module).__name__,
 )
-def test_every_stage_lowers_for_cpu_cuda_and_tpu(module):
-    x = jnp.ones((2, 5, 3))
+@pytest.mark.parametrize("T", [5, 150])
+def test_every_stage_lowers_for_cpu_cuda_and_tpu(module, T):
+    x = jnp.ones((2, T, 3))
     variables = module.init(jax.random.key(0), x)
 
     @jax.jit
@@ -82,6 +83,9 @@ def test_the_shapes_in_the_annotations_hold_at_run_time():
         context_vectors(dropout(weights, 0.1, key), x)
         heads = jnp.ones((2, 5, 2, 3))
         dot_product_attention(heads, heads, heads, masks.SlidingWindow(2), bias=jnp.zeros((5, 5)), return_weights=True)
+        blockwise = lambda x: dot_product_attention(x, x, x, masks.Causal(), implementation="blockwise")
+        jax.vmap(jax.grad(lambda heads: blockwise(heads).sum()))(heads)
+        assert_causal(lambda x: x, x)
         model = GPT(GPTConfig(11, 8, 1, 2, 4, 0.1))
         params = model.init(key, jnp.zeros(8, int))["params"]
         model.apply({"params": params}, jnp.zeros((3, 8), int), deterministic=False, dropout_key=key)

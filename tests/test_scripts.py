@@ -1,5 +1,6 @@
 """The scripts as a person runs them: exit status, last line, files."""
 
+import json
 import re
 import signal
 import subprocess
@@ -105,3 +106,36 @@ def test_what_is_wrong_is_said_in_one_line(arguments, words):
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_benchmark_prints_and_keeps_its_figures(tmp_path):
+    out = tmp_path / "figures.json"
+    small = ["--lengths", 8, 16, "--batch-sizes", 2, "--heads", 2, "--head-width", 4, "--seconds", 0]
+    finished = run(
+        "benchmark.py", *small, "--masks", "causal", "window", "--json", out, "--markdown", tmp_path / "t.md"
+    )
+    assert finished.returncode == 0, finished.stderr
+    report = json.loads(out.read_text())
+    assert report["matmul_gflops"] > 0
+    assert report["machine"]["jax"]
+    groups = {(row["direction"], row["T"], row["group"], row["mask"]) for row in report["rows"]}
+    for direction in ("forward", "forward+backward"):
+        for T in (8, 16):
+            assert {(direction, T, "attention", "causal"), (direction, T, "attention", "window")} <= groups
+            assert (direction, T, "4 multi-head, causal", "causal") in groups
+    assert all(row["seconds"] > 0 and row["difference"] < 1e-4 for row in report["rows"])
+    assert "| T=16, B=2 |" in (tmp_path / "t.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lengths", 0], "--lengths"),
+        (["--json", "no/such/folder/figures.json"], "--json no/such/folder/figures.json"),
+    ],
+)
+def test_benchmark_refuses_before_it_measures(arguments, words):
+    finished = run("benchmark.py", *arguments)
+    assert finished.returncode == 2
+    assert words in finished.stderr
+    assert "Traceback" not in finished.stderr

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxattn.attention import dot_product_attention
 from jaxattn.benchmark.measure import Candidate, compiled
-from jaxattn.masks import Causal
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
@@ -45,13 +43,6 @@ def layer_groups(batch: int, length: int, num_heads: int, head_features: int, ba
         _layer("jaxattn, stacked", stacked.apply, variables, x, run),
         _flax_linen(num_heads, params, x, run),
         _flax_nnx(num_heads, params, x, run),
-    ]
-    query, key, value = jax.random.normal(key, (3, batch, length, num_heads, head_features))
-    groups["dot products alone, causal"] = [
-        compiled("jaxattn", run(lambda q, k, v: dot_product_attention(q, k, v, Causal())), query, key, value),
-        compiled(
-            "jax.nn", run(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)), query, key, value
-        ),
     ]
     return groups
 

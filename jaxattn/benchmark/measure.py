@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Runs of less than this many seconds are preceded by one that is not timed.
+SHORT = 1.0
+
 
 class Candidate(NamedTuple):
     """One way to compute something: `run()` waits for the result, of which `compared` is the part that peers share."""
@@ -20,12 +23,15 @@ class Candidate(NamedTuple):
     name: str
     run: Callable[[], Any]
     compared: Callable[[Any], Any] = lambda result: result
+    compile_seconds: float = 0.0
 
 
 def compiled(name: str, function: Callable, *arguments: Any, compared: Callable[[Any], Any] = lambda r: r) -> Candidate:
     """Make a candidate of a JAX function; it is compiled here, so that the run is not charged for it."""
+    start = time.perf_counter()
     executable = jax.jit(function).lower(*arguments).compile()
-    return Candidate(name, lambda: jax.block_until_ready(executable(*arguments)), compared)
+    seconds = time.perf_counter() - start
+    return Candidate(name, lambda: jax.block_until_ready(executable(*arguments)), compared, seconds)
 
 
 def check_agreement(candidates: Sequence[Candidate], tolerance: float) -> dict[str, float]:
@@ -52,20 +58,22 @@ def check_agreement(candidates: Sequence[Candidate], tolerance: float) -> dict[s
 def interleaved_medians(candidates: Sequence[Candidate], seconds: float) -> dict[str, float]:
     """Run the candidates in turn for about so many seconds, at least three rounds; return each one's median seconds.
 
-    A machine's speed drifts; in turn, all see the same drift. The order turns round every round, so that none
-    always runs on the caches that the same one has left.
+    A machine's speed drifts; in turn, all see the same drift. Short ones run twice in their turn and the second run
+    counts: then caches are their own, and the threads of the one before, which wait for more work awhile, are asleep.
     """
     times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
-    for candidate in candidates:
-        candidate.run()
-    end, order = time.perf_counter() + seconds, list(candidates)
+    end = time.perf_counter() + seconds
     while min(map(len, times.values())) < 3 or time.perf_counter() < end:
-        for candidate in order:
-            start = time.perf_counter()
-            candidate.run()
-            times[candidate.name].append(time.perf_counter() - start)
-        order.reverse()
+        for candidate in candidates:
+            took = _seconds(candidate)
+            times[candidate.name].append(_seconds(candidate) if took < SHORT else took)
     return {name: statistics.median(each) for name, each in times.items()}
+
+
+def _seconds(candidate: Candidate) -> float:
+    start = time.perf_counter()
+    candidate.run()
+    return time.perf_counter() - start
 
 
 def matmul_rate(size: int = 1024) -> float:
@@ -78,17 +86,23 @@ def matmul_rate(size: int = 1024) -> float:
 def machine() -> dict[str, Any]:
     """Say what the figures were measured on."""
     packages = ("jax", "jaxlib", "flax", "equinox", "tokamax", "torch")
-    versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    versions = {name: metadata.version(name) for name in packages if installed(name)}
     device = jax.devices()[0]
     return {
         "device": device.device_kind if device.platform != "cpu" else f"cpu ({_processor()})",
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": cores(),
         "python": platform.python_version(),
         **versions,
     }
 
 
-def _installed(package: str) -> bool:
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def installed(package: str) -> bool:
+    """Say whether a package is installed."""
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:

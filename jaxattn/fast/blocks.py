@@ -54,8 +54,8 @@ def choose_blocks(B: int, K: int, G: int, outer: int, inner: int, reach: int | N
     """
     side = SIDE
     if reach is not None:
-        # A band: half the side if then one inner block spans it.
-        side = min((SIDE, SIDE // 2), key=lambda side: -(-(reach - 1 + side) // SIDE) / side)
+        # A band: half the side if fewer inner blocks span it then.
+        side = min((SIDE, SIDE // 2), key=lambda side: -(-(reach - 1 + side) // SIDE))
     bo, bi = _even_share(outer, side), _even_share(inner, SIDE)
     cells = CELLS_CPU if jax.default_backend() == "cpu" else CELLS_ACCELERATOR
     heads = (cells if max(bo, bi) > SIDE // 2 else cells / 2) / (bo * bi)

@@ -118,11 +118,13 @@ def _over_examples(function: Any, settings: Settings, arguments: Any) -> Any:
 
     @call.def_vmap
     def _(size: int, batched: Any, *arguments: Any) -> Any:
-        one = jax.tree.map(lambda a, mapped: jax.typeof(a).update(shape=a.shape[mapped:]), arguments, tuple(batched))
-        B = one[0].shape[0]
-        flat = jax.tree.map(functools.partial(_merge, size, B), arguments, tuple(batched))
-        result = _over_examples(function, settings, flat)
-        expected = jax.eval_shape(functools.partial(function, settings), *one)
+        leaves, structure = jax.tree.flatten(arguments)
+        mapped = jax.tree.leaves(tuple(batched))
+        one = [jax.typeof(leaf).update(shape=leaf.shape[axis:]) for leaf, axis in zip(leaves, mapped, strict=True)]
+        expected = jax.eval_shape(lambda leaves: function(settings, *jax.tree.unflatten(structure, leaves)), one)
+        B = arguments[0].shape[int(batched[0])]
+        flat = [_merge(size, B, leaf, axis) for leaf, axis in zip(leaves, mapped, strict=True)]
+        result = _over_examples(function, settings, jax.tree.unflatten(structure, flat))
         return jax.tree.map(functools.partial(_split, size), result, expected), jax.tree.map(lambda _: True, expected)
 
     return call(*arguments)

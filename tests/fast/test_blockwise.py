@@ -138,6 +138,22 @@ def test_dropped_cells_are_those_of_the_dense_one_at_every_block_size(monkeypatc
     assert not np.allclose(expected, blockwise(query, key, value, masks.Causal()))
 
 
+def test_no_output_depends_on_a_later_input():
+    (x,) = draw(0, (70, 2, 4))
+    for mask in (masks.Causal(), masks.SlidingWindow(20), masks.Causal() & masks.Segments(jnp.arange(70) // 30)):
+        masks.assert_causal(lambda x, mask=mask: blockwise(x, x, x, mask), x, axis=0)
+    with pytest.raises(AssertionError, match="depends on the later input"):
+        masks.assert_causal(lambda x: blockwise(x, x, x), x, axis=0)
+
+
+def test_a_scale_that_is_an_array_has_a_gradient():
+    query, key, value = draw(0, *[(1, 40, 2, 4)] * 3)
+    loss = lambda f, scale: (f(query, key, value, masks.Causal(), scale=scale) ** 2).sum()  # noqa: E731
+    came, expected = (jax.grad(functools.partial(loss, f))(0.7) for f in (blockwise, dense))
+    chex.assert_trees_all_close(came, expected, rtol=1e-4)
+    chex.assert_trees_all_close(loss(blockwise, 0.7), loss(dense, 0.7), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_vmap_makes_more_examples_with_equal_results(kind):
     query, key, value = draw(0, *[(3, 2, 50, 2, 4)] * 3)
