@@ -1,6 +1,7 @@
 """Attention that you can read in one sitting, import the same afternoon, and never outgrow, in JAX and Flax."""
 
 from jaxattn import masks
+from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
 from jaxattn.attention import dot_product_attention, explain_implementation
 from jaxattn.functional import (
     attention_scores,
@@ -9,9 +10,11 @@ from jaxattn.functional import (
     dropout,
     renormalized_weights,
 )
+from jaxattn.layer import AttentionLayer
 from jaxattn.masks import assert_causal
-from jaxattn.models.generation import generate
+from jaxattn.models.generation import generate, stream
 from jaxattn.models.gpt import GPT, GPTConfig
+from jaxattn.models.gpt2 import load_gpt2
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
@@ -25,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPT",
+    "AttentionLayer",
     "CausalAttention",
     "GPTConfig",
     "MultiHeadAttention",
@@ -39,7 +43,11 @@ __all__ = [
     "dropout",
     "explain_implementation",
     "generate",
+    "linen_attention_fn",
+    "load_gpt2",
     "masks",
+    "nnx_attention_fn",
     "parallel_from_stacked",
     "renormalized_weights",
+    "stream",
 ]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from jaxattn.checks import as_floating, check_equal_dtypes, check_key, check_rank, check_rate
 from jaxattn.fast.blockwise import blockwise_attention
 from jaxattn.fast.cudnn import cudnn_attention, why_not_cudnn
-from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout, wide_type
+from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout, products_of, wide_type
 from jaxattn.masks import Mask, as_mask
 
 Implementation = Literal["dense", "blockwise", "cudnn"]
@@ -74,14 +74,8 @@ def dot_product_attention(
     References:
         Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Ainslie et al. 2023, "GQA".
     """
-    call = _check(query, key, value, mask, scale, bias, dropout_rate, dropout_key)
-    chosen, _ = _choose(call, return_weights, implementation)
-    if chosen == "cudnn":
-        return cudnn_attention(call.query, call.key, call.value, call.mask, call.scale)
-    if chosen == "blockwise":
-        return blockwise_attention(*call)
-    context, weights = _dense_attention(*call)
-    return (context, weights) if return_weights else context
+    call = check_call(query, key, value, mask, scale, bias, dropout_rate, dropout_key)
+    return run_call(call, return_weights, implementation)
 
 
 def explain_implementation(
@@ -125,13 +119,13 @@ def explain_implementation(
         >>> print(explain_implementation(heads, heads, heads, masks.Causal()).splitlines()[0])
         blockwise runs: its memory is linear in the tokens, and it measured fastest at this size
     """
-    call = _check(query, key, value, mask, scale, bias, dropout_rate, dropout_key)
+    call = check_call(query, key, value, mask, scale, bias, dropout_rate, dropout_key)
     chosen, reasons = _choose(call, return_weights, implementation)
     others = (f"{name} does not: {why}" for name, why in reasons.items() if name != chosen)
     return "\n".join([f"{chosen} runs: {reasons[chosen]}", *others])
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """Arguments that have been checked; the mask has its heads axis."""
 
     query: Array
@@ -142,11 +136,27 @@ class _Call(NamedTuple):
     bias: Array | None
     dropout_rate: float
     dropout_key: Array | None
+    dropout_shared: bool
+    precision: Any
 
 
-def _check(
-    query: Any, key: Any, value: Any, mask: Any, scale: Any, bias: Any, dropout_rate: float, dropout_key: Any
-) -> _Call:
+def check_call(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    scale: Any = None,
+    bias: Any = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    *,
+    dropout_shared: bool = False,
+    precision: Any = None,
+) -> Call:
+    """Check the arguments of `dot_product_attention`, and two that other people's layers have besides.
+
+    `dropout_shared` drops the same cells in every head and example; `precision` is that of the matrix products.
+    """
     query, key, value = as_floating("query", query), as_floating("key", key), as_floating("value", value)
     _check_shapes(query, key, value)
     check_equal_dtypes(query=query, key=key, value=value)
@@ -158,7 +168,7 @@ def _check(
     if mask is not None:
         mask = as_mask(mask).with_heads()
         _check_mask(mask, (*batch, H, T, S))
-    return _Call(
+    return Call(
         query,
         key,
         value,
@@ -167,10 +177,23 @@ def _check(
         bias,
         rate,
         check_key("dropout_key", dropout_key) if rate > 0 else None,
+        dropout_shared,
+        None if precision is None else jax.lax.Precision(precision),
     )
 
 
-def _choose(call: _Call, return_weights: bool, implementation: str | None) -> tuple[str, dict[str, str]]:
+def run_call(call: Call, return_weights: bool = False, implementation: Implementation | None = None) -> Any:
+    """Choose an implementation and compute the context, or `(context, weights)`."""
+    chosen, _ = _choose(call, return_weights, implementation)
+    if chosen == "cudnn":
+        return cudnn_attention(call.query, call.key, call.value, call.mask, call.scale)
+    if chosen == "blockwise":
+        return blockwise_attention(*call)
+    context, weights = _dense_attention(call)
+    return (context, weights) if return_weights else context
+
+
+def _choose(call: Call, return_weights: bool, implementation: str | None) -> tuple[str, dict[str, str]]:
     """Return the name of what runs, and for each implementation why it runs or does not."""
     platform = jax.default_backend()
     *batch, T, H, _ = call.query.shape
@@ -209,31 +232,27 @@ def _choose(call: _Call, return_weights: bool, implementation: str | None) -> tu
     return implementation, others | {implementation: "it was asked for"}
 
 
-def _dense_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask | None,
-    scale: Any,
-    bias: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
-) -> tuple[Array, Array]:
+def _dense_attention(call: Call) -> tuple[Array, Array]:
     """The steps of `functional.py` in order, for all heads: the context, and the weights before dropout."""
-    *batch, T, H, D = query.shape
-    S, K = key.shape[-3:-1]
+    *batch, T, H, D = call.query.shape
+    S, K = call.key.shape[-3:-1]
     # (..., T, H, D) -> (..., K, H / K, T, D), and one of key's and value's heads for each group
-    query = jnp.moveaxis(query.reshape(*batch, T, K, H // K, D), -4, -2)
-    key, value = (jnp.moveaxis(array, -3, -2)[..., :, None, :, :] for array in (key, value))
-    # (..., K, H / K, T, S) -> (..., H, T, S)
-    scores = attention_scores(query, key).reshape(*batch, H, T, S)
-    scores = scores * jnp.asarray(scale, scores.dtype)
-    if bias is not None:
-        scores = scores + bias.astype(scores.dtype)
-    weights = attention_weights(scores, mask)
-    kept = weights if dropout_key is None else dropout(weights, dropout_rate, dropout_key)
-    # (..., K, H / K, T, D_v) -> (..., T, H, D_v)
-    context = context_vectors(kept.reshape(*batch, K, H // K, T, S), value)
+    query = jnp.moveaxis(call.query.reshape(*batch, T, K, H // K, D), -4, -2)
+    key, value = (jnp.moveaxis(array, -3, -2)[..., :, None, :, :] for array in (call.key, call.value))
+    with products_of(call.precision):
+        # (..., K, H / K, T, S) -> (..., H, T, S)
+        scores = attention_scores(query, key).reshape(*batch, H, T, S)
+        scores = scores * jnp.asarray(call.scale, scores.dtype)
+        if call.bias is not None:
+            scores = scores + call.bias.astype(scores.dtype)
+        weights = kept = attention_weights(scores, call.mask)
+        if call.dropout_shared and call.dropout_key is not None:
+            factors = dropout(jnp.ones((T, S), weights.dtype), call.dropout_rate, call.dropout_key)
+            kept = weights * jnp.broadcast_to(factors, weights.shape)
+        elif call.dropout_key is not None:
+            kept = dropout(weights, call.dropout_rate, call.dropout_key)
+        # (..., K, H / K, T, D_v) -> (..., T, H, D_v)
+        context = context_vectors(kept.reshape(*batch, K, H // K, T, S), value)
     return jnp.moveaxis(context, -2, -4).reshape(*batch, T, H, value.shape[-1]), weights
 
 

@@ -7,11 +7,12 @@ context vector is the values' average under those weights. The letters: T querie
 whatever stands before them (a batch, heads) is carried along. `dot_product_attention` is these functions in order.
 """
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, UInt32
 
 from jaxattn.checks import as_boolean, as_floating, check_equal_dtypes, check_key, check_rank, check_rate
@@ -256,6 +257,11 @@ def kept_cells(rows: UInt32[Array, "*#shape"], columns: UInt32[Array, "*#shape"]
     word = (word ^ (word >> 16)) * jnp.uint32(0x7FEB352D)
     word = (word ^ (word >> 15)) * jnp.uint32(0x846CA68B)
     return (word ^ (word >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def products_of(precision: lax.Precision | None) -> Any:
+    """Return a context in which matrix products have this precision; None leaves it as it is."""
+    return contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision.name.lower())
 
 
 def wide_type(*dtypes: Any) -> Any:

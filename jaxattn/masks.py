@@ -57,6 +57,10 @@ class Mask:
         """How many keys a query sees at the most, and how many queries see a key; None if the tokens alone limit it."""
         return None
 
+    def shifted(self, offset: int | Array) -> "Mask":
+        """Move the queries so many positions on among the keys; masks that name tokens, not positions, stay."""
+        return self
+
     def __and__(self, other: Any) -> "Mask":
         return And(self, as_mask(other))
 
@@ -84,6 +88,9 @@ class Causal(Mask):
     """
 
     offset: Leaf = 0
+
+    def shifted(self, offset: int | Array) -> Mask:
+        return Causal(self.offset + offset)
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         if isinstance(self.offset, int):
@@ -133,6 +140,9 @@ class SlidingWindow(Mask):
 
     def reach(self) -> int | None:
         return self.size
+
+    def shifted(self, offset: int | Array) -> Mask:
+        return SlidingWindow(self.size, self.offset + offset)
 
     def with_heads(self) -> Mask:
         return SlidingWindow(self.size, _offset_of_heads(self.offset))
@@ -259,6 +269,9 @@ class And(Mask):
     def reach(self) -> int | None:
         return min((reach for reach in (self.first.reach(), self.second.reach()) if reach is not None), default=None)
 
+    def shifted(self, offset: int | Array) -> Mask:
+        return And(self.first.shifted(offset), self.second.shifted(offset))
+
     def with_heads(self) -> Mask:
         return And(self.first.with_heads(), self.second.with_heads())
 
@@ -283,6 +296,9 @@ class Or(Mask):
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         return jnp.logical_or(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
+
+    def shifted(self, offset: int | Array) -> Mask:
+        return Or(self.first.shifted(offset), self.second.shifted(offset))
 
     def with_heads(self) -> Mask:
         return Or(self.first.with_heads(), self.second.with_heads())

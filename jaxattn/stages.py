@@ -294,7 +294,7 @@ class MultiHeadAttention(nn.Module):
         return_weights: bool = False,
     ) -> Any:
         x = _tokens(x)
-        head_features = _features_per_head(self.num_heads, self.features)
+        head_features = features_per_head(self.num_heads, self.features)
         heads = (*x.shape[:-1], self.num_heads, head_features)
         # (..., T, features) -> (..., T, H, D)
         query, key, value = (array.reshape(heads) for array in _project(x, self.features, self.use_bias))
@@ -387,7 +387,8 @@ def _project(x: Array, features: int, use_bias: bool) -> list[Array]:
     return [nn.Dense(features, use_bias, dtype=x.dtype, name=name)(x) for name in ("query", "key", "value")]
 
 
-def _features_per_head(num_heads: int, features: int) -> int:
+def features_per_head(num_heads: int, features: int) -> int:
+    """Return the width of each head, or raise a ValueError where the heads do not divide the features."""
     if num_heads < 1:
         raise ValueError(f"num_heads={num_heads} must be at least 1: write num_heads=1 for a single head")
     if features % num_heads:

@@ -25,7 +25,7 @@ from jaxattn.fast.backward import pull_back_blockwise
 from jaxattn.fast.blocks import choose_blocks
 from jaxattn.fast.cells import Cells, Settings, gather_cells
 from jaxattn.fast.forward import attend_blockwise
-from jaxattn.functional import wide_type
+from jaxattn.functional import products_of, wide_type
 from jaxattn.masks import Mask
 
 
@@ -38,6 +38,8 @@ def blockwise_attention(
     bias: Array | None,
     dropout_rate: float,
     dropout_key: Array | None,
+    dropout_shared: bool,
+    precision: Any,
 ) -> Array:
     """Compute `dot_product_attention` block by block; the arguments are checked there, the mask has its heads axis.
 
@@ -49,14 +51,14 @@ def blockwise_attention(
     if 0 in (*query.shape, *value.shape):
         return jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype)
     B, wide = math.prod(batch), wide_type(query.dtype)
-    cells = gather_cells((*batch, H, T, S), K, mask, bias, dropout_rate, dropout_key)
+    cells = gather_cells((*batch, H, T, S), K, mask, bias, dropout_rate, dropout_key, dropout_shared)
     # (..., T, H, D) -> (B, T, H, D), and (..., S, K, D) -> (B, S, K, D)
     queries = query.astype(wide).reshape(B, T, H, D)
     keys, values = (array.astype(wide).reshape(B, S, K, -1) for array in (key, value))
     if not isinstance(scale, int | float):
         # It may be traced, and have a gradient.
         keys, scale = keys * jnp.asarray(scale, wide), 1.0
-    settings = Settings(float(scale), dropout_rate, None if mask is None else mask.reach())
+    settings = Settings(float(scale), dropout_rate, None if mask is None else mask.reach(), precision)
     try:
         context = _attend(settings, queries, keys, values, cells)
     except TypeError as error:
@@ -145,9 +147,11 @@ def _split(size: int, array: Array, expected: Any) -> Array:
 
 def _forward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
     (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
-    return attend_blockwise(choose_blocks(B, K, H // K, T, S, settings.reach), settings, query, key, *others)
+    with products_of(settings.precision):
+        return attend_blockwise(choose_blocks(B, K, H // K, T, S, settings.reach), settings, query, key, *others)
 
 
 def _backward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
     (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
-    return pull_back_blockwise(choose_blocks(B, K, H // K, S, T, settings.reach), settings, query, key, *others)
+    with products_of(settings.precision):
+        return pull_back_blockwise(choose_blocks(B, K, H // K, S, T, settings.reach), settings, query, key, *others)

@@ -20,6 +20,7 @@ class Settings(NamedTuple):
     scale: float
     dropout_rate: float
     reach: int | None
+    precision: lax.Precision | None
 
     @property
     def exponent_scale(self) -> float:
@@ -68,7 +69,13 @@ class Cells(NamedTuple):
 
 
 def gather_cells(
-    shape: tuple[int, ...], K: int, mask: Mask | None, bias: Array | None, rate: float, key: Array | None
+    shape: tuple[int, ...],
+    K: int,
+    mask: Mask | None,
+    bias: Array | None,
+    rate: float,
+    key: Array | None,
+    dropout_shared: bool,
 ) -> Cells:
     """Lay out what belongs to scores of shape `(..., H, T, S)`; the same words as dropout draws elsewhere."""
     *batch, H, T, S = shape
@@ -82,7 +89,9 @@ def gather_cells(
         each = B if any(n != 1 for n in examples) else 1
         return array.reshape(each, *((1, 1) if heads == 1 else (K, H // K)), rows, columns)
 
-    rows, columns = (None, None) if key is None or rate == 0 else dropout_words(key, shape)
+    rows, columns = (
+        (None, None) if key is None or rate == 0 else dropout_words(key, shape[-2:] if dropout_shared else shape)
+    )
     return jax.tree.map(five_axes, Cells(None if mask is None else mask.spread(T, S), bias, rows, columns))
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 
 from jaxattn.checks import check_rate
 from jaxattn.functional import dropout
-from jaxattn.stages import MultiHeadAttention, choose_dropout_key
+from jaxattn.layer import AttentionLayer
+from jaxattn.stages import choose_dropout_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +66,25 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*batch T features"], dropout_key: Array | None = None
+        self,
+        x: Float[Array, "*batch T features"],
+        dropout_key: Array | None = None,
+        decode: bool = False,
+        lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T features"]:
         """Refine the stream; with a key, drop."""
         config = self.config
         attention_key, *branch_keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
-        attention = MultiHeadAttention(
-            config.num_heads, config.features, config.dropout_rate, use_bias=True, name="attention"
+        attention = AttentionLayer(
+            config.num_heads,
+            config.features,
+            config.dropout_rate,
+            use_bias=True,
+            cache_length=config.context_length,
+            name="attention",
         )
-        attended = attention(nn.LayerNorm(1e-5, name="attention_norm")(x), dropout_key is None, attention_key)
+        normalized = nn.LayerNorm(1e-5, name="attention_norm")(x)
+        attended = attention(normalized, dropout_key is None, attention_key, decode=decode, lengths=lengths)
         x = x + _drop(attended, config.dropout_rate, branch_keys[0])
         hidden = nn.Dense(4 * config.features, name="expand")(nn.LayerNorm(1e-5, name="feed_forward_norm")(x))
         forwarded = nn.Dense(config.features, name="contract")(nn.gelu(hidden))
@@ -90,6 +101,9 @@ class GPT(nn.Module):
         tokens: token ids `(..., T)`, T at most `config.context_length`.
         deterministic: True leaves dropout off.
         dropout_key: PRNG key for dropout; None takes the module's `"dropout"` stream.
+        decode: go on from the tokens of earlier calls, whose keys and values are kept in the collection `"cache"` (pass
+            `mutable=["cache"]`), any number of tokens at a time. Beyond the context, the logits are NaN.
+        lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the rest is padding, behind.
 
     Returns:
         Logits `(..., T, vocab_size)`; row t is about token t + 1 and depends on tokens 0 … t alone.
@@ -114,7 +128,13 @@ class GPT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "*batch T"], deterministic: bool = True, dropout_key: Array | None = None
+        self,
+        tokens: Int[Array, "*batch T"],
+        deterministic: bool = True,
+        dropout_key: Array | None = None,
+        *,
+        decode: bool = False,
+        lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
         """Look up tokens and positions, run the blocks, and score the vocabulary with the embedding itself."""
         config, tokens = self.config, _check_tokens(tokens, self.config.context_length)
@@ -127,11 +147,22 @@ class GPT(nn.Module):
         embedding = nn.Embed(config.vocab_size, config.features, embedding_init=small, name="embedding")
         positions = self.param("positions", small, (config.context_length, config.features))
         x = embedding(tokens)  # (..., T, features)
-        x = x + jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
+        if decode:
+            x = x + positions.at[self._places(tokens, lengths)].get(mode="fill", fill_value=jnp.nan)
+        else:
+            x = x + jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
         x = _drop(x, config.dropout_rate, keys[0])
         for layer, key in enumerate(keys[1:]):
-            x = Block(config, name=f"block_{layer}")(x, key)
+            x = Block(config, name=f"block_{layer}")(x, key, decode, lengths)
         return embedding.attend(nn.LayerNorm(1e-5, name="norm")(x))  # (..., T, vocab_size)
+
+    def _places(self, tokens: Array, lengths: Array | None) -> Array:
+        """Return the position of each token `(..., T)`, and count the tokens that are real."""
+        *batch, T = tokens.shape
+        before = self.get_variable("cache", "length", jnp.zeros(batch, jnp.int32))
+        if not self.is_initializing() and self.is_mutable_collection("cache"):
+            self.put_variable("cache", "length", before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
+        return before[..., None] + jnp.arange(T).reshape((1,) * len(batch) + (T,))
 
 
 def _drop(x: Array, rate: float, key: Array | None) -> Array:

@@ -1,0 +1,127 @@
+"""Plugs for layers that people already have: `attention_fn` of Flax's Linen and NNX layers.
+
+    nn.MultiHeadDotProductAttention(num_heads=8, attention_fn=jaxattn.linen_attention_fn)
+    nnx.MultiHeadAttention(8, 512, attention_fn=jaxattn.nnx_attention_fn, rngs=nnx.Rngs(0))
+
+The numbers are those of Flax's own function, sooner and in linear memory, and differ from them on purpose in three
+places: a query that may see nothing gets 0 and not the average of all values; in float16 and bfloat16 the softmax is
+computed in float32; and the same dropout key drops other cells.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from jaxattn.attention import check_call, run_call
+from jaxattn.masks import Causal, Mask, as_mask
+
+
+def linen_attention_fn(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Any = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: Array | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: Any = None,
+    precision: Any = None,
+    module: Any = None,
+    force_fp32_for_softmax: bool = False,
+    einsum_dot_general: Any = None,
+    qk_attn_weights_einsum: Any = None,
+    attn_weights_value_einsum: Any = None,
+    promote_dtype: Any = None,
+    is_causal: bool = False,
+) -> Array:
+    """Compute what `flax.linen.dot_product_attention` and `flax.nnx.dot_product_attention` compute.
+
+    Args:
+        query: `(..., T, H, D)`.
+        key: `(..., S, K, D)`, K divides H.
+        value: `(..., S, K, D_v)`.
+        bias: added to the scores, broadcasts to `(..., H, T, S)`.
+        mask: one of `jaxattn.masks`, or an array that broadcasts to `(..., H, T, S)`, where what is not 0 may attend
+            (Flax makes masks of floats).
+        broadcast_dropout: True drops the same cells in every head and example (Flax's default), False others in each.
+        dropout_rng: the PRNG key for dropout.
+        dropout_rate: share of the weights that are dropped.
+        deterministic: True leaves dropout off.
+        dtype: the type to promote the inputs to; None is their common type.
+        precision: that of the matrix products, as in `jax.lax.dot_general`.
+        module: a layer into which the weights are sown, `attention_weights` in its intermediates.
+        force_fp32_for_softmax: without effect, as the softmax is always computed in float32 or wider.
+        einsum_dot_general: refused, like the next two: another product than jax's own would not be called.
+        qk_attn_weights_einsum: refused.
+        attn_weights_value_einsum: refused.
+        promote_dtype: what brings `(query, key, value)` to one type, called as NNX calls it; None is the common type.
+        is_causal: True adds a causal mask.
+
+    Returns:
+        The context `(..., T, H, D_v)`.
+
+    Raises:
+        TypeError: an input is not floating point.
+        ValueError: an argument is refused, or shapes clash, as in `jaxattn.dot_product_attention`.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> from jaxattn import linen_attention_fn
+        >>> x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+        >>> flax, ours = (nn.SelfAttention(2, **more) for more in ({}, {"attention_fn": linen_attention_fn}))
+        >>> variables = flax.init(jax.random.key(1), x)
+        >>> bool(jnp.allclose(flax.apply(variables, x), ours.apply(variables, x), atol=1e-6))
+        True
+    """
+    refused = {
+        "einsum_dot_general": einsum_dot_general,
+        "qk_attn_weights_einsum": qk_attn_weights_einsum,
+        "attn_weights_value_einsum": attn_weights_value_einsum,
+    }
+    for name, given in refused.items():
+        if given is not None:
+            raise ValueError(
+                f"{name} is given, but jaxattn makes its products itself: leave it out, "
+                "or write attention_fn=flax.linen.dot_product_attention to use it"
+            )
+    if promote_dtype is not None:
+        query, key, value = promote_dtype((query, key, value), dtype=dtype)
+    common = jnp.result_type(query, key, value) if dtype is None else dtype
+    drops = not deterministic and dropout_rate > 0
+    call = check_call(
+        query.astype(common),
+        key.astype(common),
+        value.astype(common),
+        _mask(mask, is_causal),
+        bias=None if bias is None else jnp.asarray(bias, common),
+        dropout_rate=dropout_rate if drops else 0.0,
+        dropout_key=dropout_rng if drops else None,
+        dropout_shared=broadcast_dropout,
+        precision=precision,
+    )
+    if module is None:
+        return run_call(call)
+    context, weights = run_call(call, return_weights=True)
+    if isinstance(module, nn.Module):
+        module.sow("intermediates", "attention_weights", weights)
+    else:
+        from flax import nnx
+
+        module.sow(nnx.Intermediate, "attention_weights", weights)
+    return context
+
+
+# NNX's layer passes fewer keywords of the same names.
+nnx_attention_fn = linen_attention_fn
+
+
+def _mask(mask: Any, is_causal: bool) -> Mask | None:
+    if mask is not None and not isinstance(mask, Mask):
+        mask = as_mask(jnp.asarray(mask) != 0)
+    if is_causal:
+        return Causal() if mask is None else Causal() & mask
+    return mask

@@ -1,0 +1,54 @@
+"""Rotary positions: queries and keys are turned by angles that grow with their position; scores see distances."""
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+from jaxattn.functional import wide_type
+
+
+def rotate(
+    heads: Float[Array, "*batch T H D"], positions: Int[Array, "*#batch T"], base: float = 10_000.0
+) -> Float[Array, "*batch T H D"]:
+    """Turn each pair (i, i + D/2) of a head's numbers by position · base^(-2i / D).
+
+    The product of a query at position t and a key at s then depends on t - s alone, besides their contents.
+
+    Args:
+        heads: queries or keys `(..., T, H, D)`, D even.
+        positions: whole numbers `(..., T)`, or `(T,)` for all.
+        base: the larger, the slower the slowest pair turns.
+
+    Returns:
+        An array of the same shape and type.
+
+    Raises:
+        ValueError: D is odd, or there is not one position for each token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn.rotary import rotate
+        >>> rotate(jnp.ones((3, 1, 2)), jnp.arange(3))[:, 0].round(2).tolist()
+        [[1.0, 1.0], [-0.30000001192092896, 1.3799999952316284], [-1.3299999237060547, 0.49000000953674316]]
+
+    References:
+        Su et al. 2021, "RoFormer"; in pairs (i, i + D/2) as in GPT-NeoX and Llama.
+    """
+    D = heads.shape[-1]
+    if D % 2:
+        raise ValueError(
+            f"heads has shape {heads.shape}, but rotary positions turn pairs, and the width {D} is odd: "
+            "write features and num_heads such that features / num_heads is even"
+        )
+    positions = jnp.asarray(positions)
+    if positions.ndim == 0 or positions.shape[-1] != heads.shape[-3]:
+        raise ValueError(
+            f"positions has shape {positions.shape}, but must hold one for each of {heads.shape[-3]} tokens, (..., T)"
+        )
+    wide = wide_type(heads.dtype)
+    speeds = jnp.asarray(base, wide) ** (-jnp.arange(D // 2, dtype=wide) * (2 / D))
+    angles = positions.astype(wide)[..., None, None] * speeds.reshape((1,) * positions.ndim + (1, -1))
+    angles = angles.reshape((1,) * (heads.ndim - angles.ndim) + angles.shape)  # (..., T, 1, D / 2)
+    cosine, sine = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(heads.astype(wide), 2, axis=-1)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1).astype(heads.dtype)

@@ -1,0 +1,107 @@
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxattn import (
+    AttentionLayer,
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    SelfAttention,
+)
+from jaxattn.models.convert import from_book, from_linen, from_torch, to_book, to_linen, to_torch
+
+X = jax.random.normal(jax.random.key(0), (2, 6, 4))
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize(
+    "module",
+    [SelfAttention, CausalAttention, lambda *a, **k: MultiHeadAttentionWrapper(2, *a, **k),
+     lambda *a, **k: MultiHeadAttention(2, *a, **k)],
+)  # fmt: skip
+def test_the_books_names_and_back(module, use_bias):
+    params = module(6, use_bias=use_bias).init(jax.random.key(1), X)["params"]
+    chex.assert_trees_all_equal(from_book(to_book(params)), params)
+
+
+def test_the_books_first_class_has_bare_matrices():
+    params = SelfAttention(2).init(jax.random.key(1), X)["params"]
+    bare = {f"W_{name}": np.asarray(dense["kernel"]) for name, dense in params.items()}
+    chex.assert_trees_all_equal(from_book(bare), params)
+
+
+def test_the_books_stages_with_the_books_weights(book):
+    torch = pytest.importorskip("torch", reason="the book's classes are PyTorch's: install the extra torch")
+    linear = torch.nn.Linear(3, 2, bias=False)
+    state = {f"W_{name}.weight": linear.weight for name in ("query", "key", "value")} | {"mask": torch.ones(6, 6)}
+    kernel = from_book(state)["key"]["kernel"]
+    np.testing.assert_array_equal(kernel, linear.weight.detach().numpy().T)
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize_qk": True}, {"use_bias": False}])
+def test_linens_layer_both_ways(options):
+    theirs = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=8, **options)
+    variables = theirs.init(jax.random.key(1), X)
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+    normalize = "normalize_qk" in options
+    ours = AttentionLayer(2, 8, use_bias=options.get("use_bias", True), mask=None, normalize_heads=normalize)
+    params = from_linen(variables["params"])
+    chex.assert_trees_all_close(ours.apply({"params": params}, X), theirs.apply(variables, X), atol=1e-5)
+    back = to_linen(params, 2)
+    if not options.get("use_bias", True):
+        del back["out"]["bias"]
+    chex.assert_trees_all_equal(back, variables["params"])
+
+
+def test_nnxs_layer_both_ways():
+    theirs = nnx.MultiHeadAttention(4, 4, qkv_features=8, out_features=8, decode=False, rngs=nnx.Rngs(0))
+    state = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
+    params = from_linen(state)
+    ours = AttentionLayer(4, 8, use_bias=True, mask=None)
+    chex.assert_trees_all_close(ours.apply({"params": params}, X), theirs(X), atol=1e-5)
+    chex.assert_trees_all_equal(to_linen(params, 4), state)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("widths", [{}, {"kdim": 3, "vdim": 5}])
+def test_torchs_layer_both_ways(bias, widths):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra torch")
+    theirs = torch.nn.MultiheadAttention(8, 2, bias=bias, batch_first=True, **widths)
+    x = torch.randn(2, 6, 8)
+    params = from_torch(theirs.state_dict())
+    if not widths:
+        ours = AttentionLayer(2, 8, use_bias=bias, mask=None)
+        expected = theirs(x, x, x, need_weights=False)[0].detach().numpy()
+        np.testing.assert_allclose(ours.apply({"params": params}, jnp.asarray(x.numpy())), expected, atol=1e-5)
+    back = to_torch(params)
+    for name, tensor in theirs.state_dict().items():
+        np.testing.assert_array_equal(back[name], tensor.numpy())
+
+
+def book_state():
+    return to_book(MultiHeadAttention(2, 6).init(jax.random.key(1), X)["params"])
+
+
+@pytest.mark.parametrize(
+    ("convert", "words"),
+    [
+        (lambda: from_book({}), "W_query.weight is missing"),
+        (lambda: from_book({k: v for k, v in book_state().items() if k != "W_key.weight"}), "W_key.weight is missing"),
+        (lambda: from_book(book_state() | {"surplus": np.ones(3)}), "surplus has no counterpart"),
+        (lambda: from_book(book_state() | {"W_value.weight": np.ones((5, 4))}), r"W_value.weight has shape \(5, 4\)"),
+        (lambda: from_torch({"in_proj_weight": np.ones((5, 4))}), "in_proj_weight has shape"),
+        (lambda: from_torch({"in_proj_weight": np.ones((12, 4))}), "out_proj.weight is missing"),
+        (lambda: from_linen({"query": {"kernel": np.ones((4, 8))}}), "key is missing"),
+        (lambda: to_linen({"surplus": {}}, 2), "query is missing"),
+        (lambda: to_torch(AttentionLayer(2, 4, num_kv_heads=1).init(jax.random.key(0), X)["params"]), "key heads"),
+        (lambda: to_linen(MultiHeadAttention(2, 6).init(jax.random.key(0), X)["params"], 4), "num_heads=4"),
+    ],
+)
+def test_what_is_wrong_is_named(convert, words):
+    with pytest.raises(ValueError, match=words):
+        convert()

@@ -1,0 +1,229 @@
+"""The grown layer: at its defaults stage 4, with options float64 written out, and with a cache the same as without."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import attend
+
+from jaxattn import AttentionLayer, MultiHeadAttention, assert_causal, masks
+from jaxattn.rotary import rotate
+
+
+def draw(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+def turned(heads, positions, base):
+    """Rotary positions as complex numbers times e^(i · angle)."""
+    D = heads.shape[-1]
+    speeds = base ** (-np.arange(D // 2) * 2 / D)
+    factors = np.exp(1j * np.asarray(positions, np.float64)[..., None, None] * speeds)
+    product = (heads[..., : D // 2] + 1j * heads[..., D // 2 :]) * factors
+    return np.concatenate([product.real, product.imag], -1)
+
+
+def written_out(params, x, H, K, *, base=None, positions=None, normalize=False, visible=None, context=None):
+    """The whole layer in float64."""
+    params, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params), np.asarray(x, np.float64)
+    source = x if context is None else np.asarray(context, np.float64)
+    heads = {}
+    for name, vectors, count in (("query", x, H), ("key", source, K), ("value", source, K)):
+        dense = params[name]
+        heads[name] = (vectors @ dense["kernel"] + dense.get("bias", 0)).reshape(*vectors.shape[:-1], count, -1)
+    for name in ("query", "key"):
+        if normalize:
+            h = heads[name] - heads[name].mean(-1, keepdims=True)
+            h = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6)
+            heads[name] = h * params[f"{name}_norm"]["scale"]
+        if base is not None:
+            heads[name] = turned(heads[name], positions, base)
+    context = attend(heads["query"], heads["key"], heads["value"], visible)[0]
+    return context.reshape(*x.shape[:-1], -1) @ params["out"]["kernel"] + params["out"]["bias"]
+
+
+def test_at_its_defaults_it_is_stage_4():
+    (x,) = draw(0, (2, 7, 6))
+    stage, layer = MultiHeadAttention(2, 8, 0.1), AttentionLayer(2, 8, 0.1)
+    variables = stage.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal_shapes(variables, layer.init(jax.random.key(0), x))
+    for options in ({}, {"deterministic": False, "dropout_key": jax.random.key(1)}, {"return_weights": True}):
+        chex.assert_trees_all_equal(stage.apply(variables, x, **options), layer.apply(variables, x, **options))
+
+
+@given(
+    batch=st.sampled_from([(), (2,), (2, 3)]),
+    T=st.integers(1, 9),
+    K=st.sampled_from([1, 2, 4]),
+    base=st.sampled_from([None, 100.0]),
+    given_positions=st.booleans(),
+    normalize=st.booleans(),
+    use_bias=st.booleans(),
+    mask=st.sampled_from(["causal", "window", "none", "segments"]),
+    steps=st.sampled_from([None, 1, 2, 3]),
+    implementation=st.sampled_from([None, "dense", "blockwise"]),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_every_combination_equals_float64_written_out(
+    batch, T, K, base, given_positions, normalize, use_bias, mask, steps, implementation, seed
+):
+    (x,) = draw(seed, (*batch, T, 6))
+    rng = np.random.default_rng(seed)
+    always = {"causal": masks.Causal(), "window": masks.SlidingWindow(2), "none": None, "segments": masks.Causal()}[
+        mask
+    ]
+    if steps is not None and mask in ("none", "segments"):
+        always, mask = masks.Causal(), "causal"
+    layer = AttentionLayer(
+        4, 16, 0.0, use_bias, K, always, base, normalize, cache_length=12, implementation=implementation
+    )
+    variables = layer.init(jax.random.key(seed % 1000), x)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases are zero at first
+    variables = {"params": params}
+    extra, visible = None, None if always is None else np.asarray(always.array(T, T))
+    if mask == "segments":
+        ids = jnp.asarray(np.sort(rng.integers(0, 3, (*batch, T)), -1))
+        extra = masks.Segments(ids)
+        visible = np.asarray((masks.Causal() & extra).array(T, T))
+        visible = visible[..., None, :, :] if visible.ndim > 2 else visible
+    positions, options = np.broadcast_to(np.arange(T), (*batch, T)), {}
+    if base is not None and given_positions and steps is None:
+        positions = rng.integers(0, 50, (*batch, T))
+        options = {"positions": jnp.asarray(positions)}
+    expected = written_out(params, x, 4, K, base=base, positions=positions, normalize=normalize, visible=visible)
+    if steps is None:
+        came = layer.apply(variables, x, mask=extra, **options)
+    else:
+        rows = []
+        for start in range(0, T, steps):
+            row, cache = layer.apply(variables, x[..., start : start + steps, :], decode=True, mutable=["cache"])
+            variables, rows = variables | cache, [*rows, row]
+        came = jnp.concatenate(rows, axis=-2)
+    np.testing.assert_allclose(came, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@jax.numpy_dtype_promotion("standard")  # Flax's normalisation relies on it
+def test_types_of_computation_and_parameters(dtype):
+    (x,) = draw(0, (2, 7, 6))
+    layer = AttentionLayer(2, 8, rotary_base=100.0, normalize_heads=True, dtype=dtype, cache_length=8)
+    variables = layer.init(jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    output = layer.apply(variables, x)
+    assert output.dtype == dtype
+    expected = layer.clone(dtype=None).apply(variables, x)
+    np.testing.assert_allclose(output.astype(jnp.float32), expected, atol=20 * float(jnp.finfo(dtype).eps))
+    decoded, cache = layer.apply(variables, x, decode=True, mutable=["cache"])
+    assert cache["cache"]["key"].dtype == dtype
+    np.testing.assert_allclose(decoded.astype(jnp.float32), expected, atol=20 * float(jnp.finfo(dtype).eps))
+
+
+def test_cross_attention_asks_another_sequence():
+    x, context = draw(0, (2, 5, 6), (2, 7, 3))
+    layer = AttentionLayer(2, 8, mask=None, num_kv_heads=1)
+    output, variables = layer.init_with_output(jax.random.key(0), x, context=context)
+    expected = written_out(variables["params"], x, 2, 1, context=context)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+    padding = masks.Lengths(jnp.array([3, 6]))
+    short = layer.apply(variables, x, context=context, mask=padding)
+    expected = written_out(variables["params"], x[:1], 2, 1, context=context[:1, :3])
+    np.testing.assert_allclose(short[:1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_no_option_lets_the_future_in(rate):
+    (x,) = draw(0, (2, 6, 4))
+    for options in (
+        {"num_kv_heads": 1, "rotary_base": 100.0},
+        {"mask": masks.SlidingWindow(3), "normalize_heads": True},
+        {"implementation": "blockwise"},
+    ):
+        layer = AttentionLayer(2, 8, rate, cache_length=9, **options)
+        variables = layer.init(jax.random.key(0), x)
+        run = functools.partial(layer.apply, deterministic=rate == 0, dropout_key=jax.random.key(1))
+        assert_causal(functools.partial(run, variables), x)
+        _, cache = layer.apply(variables, x[:, :3], decode=True, mutable=["cache"])
+        decode = functools.partial(run, variables | cache, decode=True, mutable=["cache"])
+        assert_causal(lambda x, decode=decode: decode(x)[0], x)
+    everyone = AttentionLayer(2, 8, mask=None)
+    variables = everyone.init(jax.random.key(0), x)
+    with pytest.raises(AssertionError, match="depends on the later input"):
+        assert_causal(functools.partial(everyone.apply, variables), x)
+
+
+def test_prompts_of_different_lengths_go_on_where_each_ended():
+    (x,) = draw(0, (3, 9, 4))
+    layer = AttentionLayer(2, 8, rotary_base=100.0, cache_length=9)
+    variables = layer.init(jax.random.key(0), x)
+    lengths = jnp.array([2, 5, 4])
+    full = layer.apply(variables, x)
+    padded = jnp.where(jnp.arange(5)[None, :, None] < lengths[:, None, None], x[:, :5], 99.0)
+    prefill, cache = layer.apply(variables, padded, decode=True, lengths=lengths, mutable=["cache"])
+    for example, length in enumerate(lengths.tolist()):
+        np.testing.assert_allclose(prefill[example, :length], full[example, :length], atol=1e-5)
+    step = jax.jit(lambda cache, x: layer.apply(variables | cache, x, decode=True, mutable=["cache"]))
+    for number in range(4):
+        each = jnp.stack([x[example, n + number] for example, n in enumerate(lengths.tolist())])[:, None]
+        row, cache = step(cache, each)
+        expected = jnp.stack([full[example, n + number] for example, n in enumerate(lengths.tolist())])[:, None]
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
+def test_a_full_cache_gives_not_a_number_and_never_wrong_ones():
+    (x,) = draw(0, (2, 5, 4))
+    layer = AttentionLayer(2, 8, cache_length=6)
+    variables = layer.init(jax.random.key(0), x)
+    _, cache = layer.apply(variables, x, decode=True, mutable=["cache"])
+    fits, cache = layer.apply(variables | cache, x[:, :1], decode=True, mutable=["cache"])
+    beyond, _ = layer.apply(variables | cache, x[:, :1], decode=True, mutable=["cache"])
+    assert np.isfinite(fits).all()
+    assert np.isnan(beyond).all()
+
+
+def test_rotary_scores_depend_on_distances_alone():
+    query, key = draw(0, (5, 1, 8), (5, 1, 8))
+    near, far = (
+        jnp.einsum("thd,shd->ts", rotate(query, jnp.arange(5) + k), rotate(key, jnp.arange(5) + k)) for k in (0, 1000)
+    )
+    np.testing.assert_allclose(near, far, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "words"),
+    [
+        ({"num_kv_heads": 3}, {}, "num_kv_heads=3 must divide num_heads=2"),
+        ({}, {"lengths": jnp.array([1, 2])}, "lengths belongs to decode=True"),
+        ({}, {"positions": jnp.arange(5)}, "positions turns nothing"),
+        ({}, {"decode": True}, "cache_length"),
+        ({"cache_length": 9}, {"decode": True}, "mutable"),
+        ({"cache_length": 3}, {"decode": True, "mutable": ["cache"]}, "x has 5 tokens.*cache_length=3"),
+        ({}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
+        ({"mask": None, "cache_length": 9}, {"context": jnp.ones((2, 3, 4)), "decode": True}, "exclude each other"),
+        ({"rotary_base": 10.0}, {"positions": jnp.arange(4)}, r"positions has shape \(4,\)"),
+        ({"features": 6, "rotary_base": 10.0}, {}, "the width 3 is odd"),
+    ],
+)
+def test_bad_input_is_named(options, call, words):
+    (x,) = draw(0, (2, 5, 4))
+    layer = AttentionLayer(**{"num_heads": 2, "features": 8} | options)
+    params = AttentionLayer(2, layer.features).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=words):
+        layer.apply(params, x, **call)
+
+
+def test_flaxs_layer_with_the_same_weights_agrees():
+    (x,) = draw(0, (2, 7, 6))
+    from jaxattn.models.convert import from_linen
+
+    theirs = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=8, normalize_qk=True)
+    variables = theirs.init(jax.random.key(0), x)
+    ours = AttentionLayer(2, 8, use_bias=True, mask=None, normalize_heads=True)
+    params = from_linen(variables["params"])
+    chex.assert_trees_all_close(ours.apply({"params": params}, x), theirs.apply(variables, x), atol=1e-5)
