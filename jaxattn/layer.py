@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from jaxattn.attention import Implementation, check_call, run_call
 from jaxattn.cache import Cache
 from jaxattn.checks import as_floating, check_rank
-from jaxattn.masks import Causal, Mask, as_mask
+from jaxattn.masks import Causal, Mask, both
 from jaxattn.rotary import rotate
 from jaxattn.stages import choose_dropout_key, features_per_head
 
@@ -114,7 +114,7 @@ class AttentionLayer(nn.Module):
             if positions is None:
                 positions = before[..., None] + jnp.arange(x.shape[-2]).reshape((1,) * before.ndim + (-1,))
             query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
-        mask = _both(self.mask, mask)
+        mask = both(self.mask, mask)
         if decode:
             key, value = self._extend(key, value, lengths)
             mask = Causal(before) if mask is None else Causal(before) & mask.shifted(before)
@@ -210,9 +210,3 @@ def _vectors(name: str, x: Any, dtype: Any) -> Array:
     x = as_floating(name, x)
     check_rank(name, x, 2, "T, d_in")
     return x if dtype is None else x.astype(dtype)
-
-
-def _both(first: Mask | None, second: Any) -> Mask | None:
-    if second is None:
-        return first
-    return as_mask(second) if first is None else first & second

@@ -319,6 +319,13 @@ def as_mask(mask: Any) -> Mask:
     return mask if isinstance(mask, Mask) else Dense(as_boolean("mask", mask))
 
 
+def both(first: Any, second: Any) -> Mask | None:
+    """Return what both masks show, where None shows everything."""
+    if first is None or second is None:
+        return None if first is second else as_mask(second if first is None else first)
+    return as_mask(first) & second
+
+
 def assert_causal(function: Callable[[Array], Any], x: Float[Array, "..."], *, axis: int = -2) -> None:
     """Assert that no output of a function of token vectors depends on a later input: its gradient there is exactly 0.
 

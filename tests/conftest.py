@@ -22,7 +22,13 @@ def book():
 @pytest.fixture(autouse=True)
 def strictness(request):
     """Refuse implicit promotion everywhere but where optax and other people's layers rely on it."""
-    if {request.path.parent.name, request.path.stem} & {"training", "benchmark", "test_adapters", "test_convert"}:
+    if {request.path.parent.name, request.path.stem} & {
+        "training",
+        "benchmark",
+        "test_adapters",
+        "test_convert",
+        "test_nnx",
+    }:
         yield
     else:
         with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):

@@ -57,10 +57,10 @@ class Progress:
                 self.bar.update(self.task, completed=step, state=state)
 
 
-def say(line: str = "") -> None:
+def say(line: str = "", end: str = "\n") -> None:
     """Print a line; when nobody reads any more (`| head`), the run goes on in silence."""
     try:
-        print(line, flush=True)
+        print(line, end=end, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,0 +1,132 @@
+"""The same layers for NNX: `AttentionLayer` and the stages as NNX modules, thin over the same functions.
+
+Imported on demand, `from jaxattn import nnx as attention_nnx`, say. Parameters have the names and shapes that the Linen
+modules give them, so weights move between the two as they are. The stages of the book come over by Flax's own bridge:
+
+    flax.nnx.bridge.ToNNX(jaxattn.CausalAttention(features=2), rngs=nnx.Rngs(0)).lazy_init(x)
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from jaxattn.attention import Implementation, check_call, run_call
+from jaxattn.checks import as_floating, check_rank, check_rate
+from jaxattn.masks import Causal, Mask, both
+from jaxattn.rotary import rotate
+from jaxattn.stages import features_per_head
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head attention in NNX: causal by default, with an output projection, as `jaxattn.MultiHeadAttention`.
+
+    Args:
+        num_heads: how many query heads; must divide `features`.
+        in_features: width of the vectors that come in.
+        features: width in total, of all heads together and of the output.
+        dropout_rate: share of the weights that are dropped in training, in [0, 1).
+        use_bias: whether the projections to query, key and value add a bias; the output projection always does.
+        num_kv_heads: how many key and value heads, a divisor of `num_heads`; None is as many.
+        mask: who may see whom in every call; None is everyone.
+        rotary_base: turns queries and keys by their positions, with this base; None does not.
+        implementation: how `dot_product_attention` computes it; None chooses the fastest.
+        dtype: the type to compute in; None is that of the parameters and vectors.
+        param_dtype: the type of the parameters.
+        rngs: keys for the parameters, and its `dropout` stream for dropout.
+
+    Args of the call:
+        x: token vectors `(..., T, in_features)`.
+        deterministic: True leaves dropout off; None is what `module.train()` or `module.eval()` said last, at first on.
+        mask: what this call hides besides.
+        positions: position of each token `(..., T)` for the rotary turn; None counts from 0.
+        rngs: keys for dropout in place of those given at first.
+
+    Returns:
+        Output vectors `(..., T, features)`.
+
+    Raises:
+        TypeError: `x` is not floating point, or the mask is not boolean.
+        ValueError: sizes do not divide, the rate lies outside [0, 1), or dropout is on and has no key.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxattn.nnx import MultiHeadAttention
+        >>> layer = MultiHeadAttention(2, 3, 4, dropout_rate=0.1, rngs=nnx.Rngs(0))
+        >>> nnx.jit(lambda layer, x: layer(x))(layer, jnp.ones((8, 6, 3))).shape
+        (8, 6, 4)
+
+    References:
+        Vaswani et al. 2017, "Attention Is All You Need"; Build a Large Language Model (From Scratch), section 3.6.2.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        features: int,
+        dropout_rate: float = 0.0,
+        use_bias: bool = False,
+        *,
+        num_kv_heads: int | None = None,
+        mask: Mask | None = Causal(),  # noqa: B008 (a frozen value)
+        rotary_base: float | None = None,
+        implementation: Implementation | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.num_heads, self.features = num_heads, features
+        self.dropout_rate = check_rate(dropout_rate)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.mask, self.rotary_base, self.implementation = mask, rotary_base, implementation
+        self.deterministic = False
+        width = features_per_head(num_heads, features)
+        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}: write num_kv_heads=1 for one that "
+                "serves all"
+            )
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.query = nnx.Linear(in_features, features, use_bias=use_bias, **options)
+        self.key = nnx.Linear(in_features, self.num_kv_heads * width, use_bias=use_bias, **options)
+        self.value = nnx.Linear(in_features, self.num_kv_heads * width, use_bias=use_bias, **options)
+        self.out = nnx.Linear(features, features, **options)
+        self.dropout = rngs.dropout.fork() if self.dropout_rate > 0 else None
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch T d_in"],
+        *,
+        deterministic: bool | None = None,
+        mask: Any = None,
+        positions: Int[Array, "..."] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "*batch T features"]:
+        """Attend."""
+        x = as_floating("x", x)
+        check_rank("x", x, 2, "T, d_in")
+        if positions is not None and self.rotary_base is None:
+            raise ValueError("positions turns nothing without rotary_base: write MultiHeadAttention(rotary_base=1e4)")
+        width = self.features // self.num_heads
+        # (..., T, features) -> (..., T, H, D)
+        query, key, value = (
+            array.reshape(*x.shape[:-1], -1, width) for array in (self.query(x), self.key(x), self.value(x))
+        )
+        if self.rotary_base is not None:
+            positions = jnp.arange(x.shape[-2]) if positions is None else positions
+            query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
+        dropout_key = self._dropout_key(deterministic, rngs)
+        rate = 0.0 if dropout_key is None else self.dropout_rate
+        call = check_call(query, key, value, both(self.mask, mask), dropout_rate=rate, dropout_key=dropout_key)
+        context = run_call(call, implementation=self.implementation)
+        # (..., T, H, D) -> (..., T, features)
+        return self.out(context.reshape(*x.shape[:-1], self.features))
+
+    def _dropout_key(self, deterministic: bool | None, rngs: nnx.Rngs | None) -> Array | None:
+        if self.dropout is None or (self.deterministic if deterministic is None else deterministic):
+            return None
+        return self.dropout() if rngs is None else rngs.dropout()
