@@ -3,6 +3,7 @@
 from jaxattn import masks
 from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
 from jaxattn.attention import dot_product_attention, explain_implementation
+from jaxattn.fast.ring import ring_attention
 from jaxattn.functional import (
     attention_scores,
     attention_weights,
@@ -49,5 +50,6 @@ __all__ = [
     "nnx_attention_fn",
     "parallel_from_stacked",
     "renormalized_weights",
+    "ring_attention",
     "stream",
 ]

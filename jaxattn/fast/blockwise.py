@@ -78,12 +78,12 @@ def _attend(settings: Settings, query: Array, key: Array, value: Array, cells: C
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _differentiable(settings: Settings, query: Array, key: Array, value: Array, cells: Cells) -> Array:
-    return _over_examples(_forward, settings, (query, key, value, cells))[0]
+    return _over_examples(forward_pass, settings, (query, key, value, cells))[0]
 
 
 def _save(settings: Settings, query: Array, key: Array, value: Array, cells: Cells) -> tuple[Array, Any]:
     query, key, value = _once(query, key, value)
-    context, log_sums = _over_examples(_forward, settings, (query, key, value, cells))
+    context, log_sums = _over_examples(forward_pass, settings, (query, key, value, cells))
     return context, (query, key, value, cells, context, log_sums)
 
 
@@ -91,7 +91,7 @@ def _pull(settings: Settings, saved: Any, gradient: Array) -> tuple[Array, Array
     query, key, value, cells, context, log_sums = saved
     query, key, value, context, log_sums, gradient = _once(query, key, value, context, log_sums, gradient)
     arguments = (query, key, value, cells, context, log_sums, gradient)
-    *gradients, bias = _over_examples(_backward, settings, arguments)
+    *gradients, bias = _over_examples(backward_pass, settings, arguments)
     return *gradients, Cells(bias=bias)
 
 
@@ -145,13 +145,15 @@ def _split(size: int, array: Array, expected: Any) -> Array:
     return array if array.shape[1] == expected.shape[0] else array.sum(1, keepdims=True)
 
 
-def _forward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
+def forward_pass(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
+    """Run `attend_blockwise` with blocks that fit the shapes."""
     (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
     with products_of(settings.precision):
         return attend_blockwise(choose_blocks(B, K, H // K, T, S, settings.reach), settings, query, key, *others)
 
 
-def _backward(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
+def backward_pass(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
+    """Run `pull_back_blockwise` with blocks that fit the shapes."""
     (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
     with products_of(settings.precision):
         return pull_back_blockwise(choose_blocks(B, K, H // K, S, T, settings.reach), settings, query, key, *others)
