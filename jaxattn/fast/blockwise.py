@@ -25,6 +25,7 @@ from jaxattn.fast.backward import pull_back_blockwise
 from jaxattn.fast.blocks import choose_blocks
 from jaxattn.fast.cells import Cells, Settings, gather_cells
 from jaxattn.fast.forward import attend_blockwise
+from jaxattn.fast.spread import let_compiler_spread, spread_over_devices
 from jaxattn.functional import products_of, wide_type
 from jaxattn.masks import Mask
 
@@ -60,7 +61,8 @@ def blockwise_attention(
         keys, scale = keys * jnp.asarray(scale, wide), 1.0
     settings = Settings(float(scale), dropout_rate, None if mask is None else mask.reach(), precision)
     try:
-        context = _attend(settings, queries, keys, values, cells)
+        attend = let_compiler_spread(functools.partial(_attend, settings), queries)
+        context = attend(queries, keys, values, cells)
     except TypeError as error:
         if "forward-mode" not in str(error):
             raise
@@ -145,6 +147,7 @@ def _split(size: int, array: Array, expected: Any) -> Array:
     return array if array.shape[1] == expected.shape[0] else array.sum(1, keepdims=True)
 
 
+@spread_over_devices
 def forward_pass(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
     """Run `attend_blockwise` with blocks that fit the shapes."""
     (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
@@ -152,6 +155,7 @@ def forward_pass(settings: Settings, query: Array, key: Array, *others: Any) -> 
         return attend_blockwise(choose_blocks(B, K, H // K, T, S, settings.reach), settings, query, key, *others)
 
 
+@spread_over_devices
 def backward_pass(settings: Settings, query: Array, key: Array, *others: Any) -> Any:
     """Run `pull_back_blockwise` with blocks that fit the shapes."""
     (B, T, H, _), (S, K) = query.shape, key.shape[1:3]
