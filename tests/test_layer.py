@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attend
 
-from jaxattn import AttentionLayer, MultiHeadAttention, assert_causal, masks
+from jaxattn import AttentionLayer, MultiHeadAttention, assert_causal, dropout, masks
 from jaxattn.rotary import rotate
 
 
@@ -30,7 +30,9 @@ def turned(heads, positions, base):
     return np.concatenate([product.real, product.imag], -1)
 
 
-def written_out(params, x, H, K, *, base=None, positions=None, normalize=False, visible=None, context=None):
+def written_out(
+    params, x, H, K, *, base=None, positions=None, normalize=False, visible=None, context=None, factors=None
+):
     """The whole layer in float64."""
     params, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params), np.asarray(x, np.float64)
     source = x if context is None else np.asarray(context, np.float64)
@@ -45,7 +47,7 @@ def written_out(params, x, H, K, *, base=None, positions=None, normalize=False, 
             heads[name] = h * params[f"{name}_norm"]["scale"]
         if base is not None:
             heads[name] = turned(heads[name], positions, base)
-    context = attend(heads["query"], heads["key"], heads["value"], visible)[0]
+    context = attend(heads["query"], heads["key"], heads["value"], visible, factors=factors)[0]
     return context.reshape(*x.shape[:-1], -1) @ params["out"]["kernel"] + params["out"]["bias"]
 
 
@@ -68,11 +70,12 @@ def test_at_its_defaults_it_is_stage_4():
     use_bias=st.booleans(),
     mask=st.sampled_from(["causal", "window", "none", "segments"]),
     steps=st.sampled_from([None, 1, 2, 3]),
+    rate=st.sampled_from([0.0, 0.3]),
     implementation=st.sampled_from([None, "dense", "blockwise"]),
     seed=st.integers(0, 2**31 - 1),
 )
 def test_every_combination_equals_float64_written_out(
-    batch, T, K, base, given_positions, normalize, use_bias, mask, steps, implementation, seed
+    batch, T, K, base, given_positions, normalize, use_bias, mask, steps, rate, implementation, seed
 ):
     (x,) = draw(seed, (*batch, T, 6))
     rng = np.random.default_rng(seed)
@@ -82,7 +85,7 @@ def test_every_combination_equals_float64_written_out(
     if steps is not None and mask in ("none", "segments"):
         always, mask = masks.Causal(), "causal"
     layer = AttentionLayer(
-        4, 16, 0.0, use_bias, K, always, base, normalize, cache_length=12, implementation=implementation
+        4, 16, rate, use_bias, K, always, base, normalize, cache_length=12, implementation=implementation
     )
     variables = layer.init(jax.random.key(seed % 1000), x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases are zero at first
@@ -97,7 +100,13 @@ def test_every_combination_equals_float64_written_out(
     if base is not None and given_positions and steps is None:
         positions = rng.integers(0, 50, (*batch, T))
         options = {"positions": jnp.asarray(positions)}
-    expected = written_out(params, x, 4, K, base=base, positions=positions, normalize=normalize, visible=visible)
+    factors = None
+    if rate and steps is None:
+        options |= {"deterministic": False, "dropout_key": jax.random.key(seed % 1000)}
+        factors = dropout(jnp.ones((*batch, 4, T, T)), rate, options["dropout_key"])
+    expected = written_out(
+        params, x, 4, K, base=base, positions=positions, normalize=normalize, visible=visible, factors=factors
+    )
     if steps is None:
         came = layer.apply(variables, x, mask=extra, **options)
     else:
