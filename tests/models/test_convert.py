@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -16,6 +18,12 @@ from jaxattn import (
 from jaxattn.models.convert import from_book, from_linen, from_torch, to_book, to_linen, to_torch
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 4))
+
+
+def output_and_gradient(apply, x):
+    """The output, and what a fixed random gradient of it pulls back to the input."""
+    output, pull = jax.vjp(apply, x)
+    return output, pull(jax.random.normal(jax.random.key(7), output.shape))[0]
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
@@ -51,7 +59,11 @@ def test_linens_layer_both_ways(options):
     normalize = "normalize_qk" in options
     ours = AttentionLayer(2, 8, use_bias=options.get("use_bias", True), mask=None, normalize_heads=normalize)
     params = from_linen(variables["params"])
-    chex.assert_trees_all_close(ours.apply({"params": params}, X), theirs.apply(variables, X), atol=1e-5)
+    came, expected = (
+        output_and_gradient(functools.partial(layer.apply, {"params": weights}), X)
+        for layer, weights in ((ours, params), (theirs, variables["params"]))
+    )
+    chex.assert_trees_all_close(came, expected, atol=1e-5)
     back = to_linen(params, 2)
     if not options.get("use_bias", True):
         del back["out"]["bias"]
@@ -63,7 +75,8 @@ def test_nnxs_layer_both_ways():
     state = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
     params = from_linen(state)
     ours = AttentionLayer(4, 8, use_bias=True, mask=None)
-    chex.assert_trees_all_close(ours.apply({"params": params}, X), theirs(X), atol=1e-5)
+    came = output_and_gradient(functools.partial(ours.apply, {"params": params}), X)
+    chex.assert_trees_all_close(came, output_and_gradient(theirs, X), atol=1e-5)
     chex.assert_trees_all_equal(to_linen(params, 4), state)
 
 
@@ -76,8 +89,12 @@ def test_torchs_layer_both_ways(bias, widths):
     params = from_torch(theirs.state_dict())
     if not widths:
         ours = AttentionLayer(2, 8, use_bias=bias, mask=None)
-        expected = theirs(x, x, x, need_weights=False)[0].detach().numpy()
-        np.testing.assert_allclose(ours.apply({"params": params}, jnp.asarray(x.numpy())), expected, atol=1e-5)
+        came, slope = output_and_gradient(functools.partial(ours.apply, {"params": params}), jnp.asarray(x.numpy()))
+        x.requires_grad_()
+        expected = theirs(x, x, x, need_weights=False)[0]
+        expected.backward(torch.from_numpy(np.array(jax.random.normal(jax.random.key(7), came.shape))))
+        np.testing.assert_allclose(came, expected.detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(slope, x.grad.numpy(), atol=1e-5)
     back = to_torch(params)
     for name, tensor in theirs.state_dict().items():
         np.testing.assert_array_equal(back[name], tensor.numpy())
