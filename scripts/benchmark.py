@@ -1,9 +1,10 @@
 """Time attention side by side with its peers on this machine, after checking that all give the same numbers.
 
-Two groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX,
-and, where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside
-Flax's. Candidates run in turn and each one's median counts. "of matmul" relates the operations that the mask leaves to
-the rate of plain matrix products, measured in the same run; the last column is the time relative to ours.
+Groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX, and,
+where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside Flax's;
+"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"). Candidates run in turn and each one's
+median counts. "of matmul" relates the operations that the mask leaves to the rate of plain matrix products, measured in
+the same run; the last column is the time relative to ours.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from jaxattn.benchmark.decoding import SMALL, decoding_candidates
 from jaxattn.benchmark.layers import layer_groups
 from jaxattn.benchmark.measure import check_agreement, interleaved_medians, machine, matmul_rate
 from jaxattn.benchmark.memory import extra_memory
@@ -31,7 +33,8 @@ def main() -> int:
         report = {"machine": machine(), "matmul_gflops": matmul_rate(), "rows": []}
         say("  ".join(f"{name} {value}" for name, value in report["machine"].items()))
         say(f"float32 matrix products run at {report['matmul_gflops']:.0f} GFLOP/s")
-        for row in measure(options, report["matmul_gflops"]):
+        rows = decode(options) if options.only == "decoding" else measure(options, report["matmul_gflops"])
+        for row in rows:
             report["rows"].append(row)
             keep(options, report)
         if options.plot:
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     new = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = new.add_argument
-    add("--only", choices=("attention", "stages"), help="one group (default: both)")
+    add("--only", choices=("attention", "stages", "decoding"), help="one group (default: the first two)")
     add("--lengths", type=int, nargs="+", default=[128, 512, 2048], metavar="T", help="tokens (default: 128 512 2048)")
     add("--batch-sizes", type=int, nargs="+", metavar="B", help="sequences (default: 32 up to 256 tokens, else 1)")
     add("--heads", type=int, default=8, metavar="H", help="heads (default: 8)")
@@ -99,6 +102,16 @@ def measure(options: argparse.Namespace, matmul_gflops: float) -> Iterator[dict]
                     for row in compare(layers, options.seconds):
                         show(group, row)
                         yield {**setting, "group": group, "mask": "causal", **row}
+
+
+def decode(options: argparse.Namespace) -> Iterator[dict]:
+    """Time the continuation of a prompt of 16 tokens by 50."""
+    for batch in options.batch_sizes or [1]:
+        say(f"\nGPT-2 small, B={batch}")
+        for row in compare(decoding_candidates(SMALL, batch, 16, 50), options.seconds):
+            row["tokens_per_second"] = 50 * batch / row["seconds"]
+            say(f"  {row['name']:20} {row['tokens_per_second']:8.1f} tokens/s {row['relative']:8.2f} ×")
+            yield {"group": "decoding", "B": batch, "T": 66, **row}
 
 
 def compare(peers: list, seconds: float) -> Iterator[dict]:

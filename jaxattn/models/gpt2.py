@@ -1,6 +1,7 @@
 """GPT-2 as Hugging Face stores it, a directory with `config.json` and `model.safetensors`; nothing in it is run."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
         loaded = numpy_files.load_file(file)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from None
-    return GPT(config), _convert(loaded, config, file)
+    try:
+        return GPT(config), params_from_gpt2(loaded, config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _read_config(file: Path) -> GPTConfig:
@@ -81,25 +85,42 @@ def _read_config(file: Path) -> GPTConfig:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _convert(loaded: dict[str, np.ndarray], config: GPTConfig, file: Path) -> Params:
+def params_from_gpt2(loaded: Mapping[str, Any], config: GPTConfig) -> Params:
+    """Turn the tensors of a GPT-2, by the names that Hugging Face gives them, into parameters of a `GPT`.
+
+    Args:
+        loaded: the arrays or tensors, with or without the prefix "transformer.".
+        config: the sizes.
+
+    Returns:
+        Parameters, float32.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of another shape; it is named.
+
+    Example:
+        >>> from jaxattn import GPTConfig
+        >>> from jaxattn.models.gpt2 import params_from_gpt2
+        >>> params_from_gpt2({}, GPTConfig(257, 16, 1, 2, 8))
+        Traceback (most recent call last):
+        ...
+        ValueError: the tensor wte.weight is missing; left are nothing
+    """
     tensors = Tensors({name.removeprefix("transformer."): array for name, array in loaded.items()})
     width = config.features
-    try:
-        words = tensors.take("wte.weight", (config.vocab_size, width))
-        # The head is tied to the embedding, and therefore usually left out.
-        head = tensors.take("lm_head.weight", words.shape) if tensors.has("lm_head.weight") else words
-        if not np.array_equal(head, words):
-            raise ValueError("the tensor lm_head.weight differs from wte.weight, and here they are one")
-        params: Params = {
-            "embedding": {"embedding": words},
-            "positions": tensors.take("wpe.weight", (config.context_length, width)),
-            "norm": _norm(tensors, "ln_f", width),
-        }
-        for layer in range(config.num_layers):
-            params[f"block_{layer}"] = _block(tensors, f"h.{layer}.", width)
-        tensors.finish()
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+    words = tensors.take("wte.weight", (config.vocab_size, width))
+    # The head is tied to the embedding, and therefore usually left out.
+    head = tensors.take("lm_head.weight", words.shape) if tensors.has("lm_head.weight") else words
+    if not np.array_equal(head, words):
+        raise ValueError("the tensor lm_head.weight differs from wte.weight, and here they are one")
+    params: Params = {
+        "embedding": {"embedding": words},
+        "positions": tensors.take("wpe.weight", (config.context_length, width)),
+        "norm": _norm(tensors, "ln_f", width),
+    }
+    for layer in range(config.num_layers):
+        params[f"block_{layer}"] = _block(tensors, f"h.{layer}.", width)
+    tensors.finish()
     return _floats(params)
 
 

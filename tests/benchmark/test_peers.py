@@ -2,7 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxattn import GPTConfig
 from jaxattn.benchmark import peers
+from jaxattn.benchmark.decoding import decoding_candidates
 from jaxattn.benchmark.measure import check_agreement
 from jaxattn.benchmark.memory import STATUS, extra_memory
 from jaxattn.benchmark.report import markdown, plot
@@ -68,3 +70,8 @@ def test_heads_are_random_and_the_same_for_all():
     first, second = (peers.candidate(name, "full", (1, 8, 2, 4), False).run() for name in ("jaxattn", "jax.nn"))
     assert jnp.abs(first).max() > 0.1
     np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_decoding_gives_the_tokens_of_transformers():
+    pytest.importorskip("transformers", reason="decodes beside transformers: install the extra peers")
+    check_agreement(decoding_candidates(GPTConfig(50, 32, 2, 2, 8), 2, 5, 20), 0.0)
