@@ -3,7 +3,6 @@
 from jaxattn import masks
 from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
 from jaxattn.attention import dot_product_attention, explain_implementation
-from jaxattn.fast.ring import ring_attention
 from jaxattn.functional import (
     attention_scores,
     attention_weights,
@@ -16,6 +15,7 @@ from jaxattn.masks import assert_causal
 from jaxattn.models.generation import generate, stream
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.models.gpt2 import load_gpt2
+from jaxattn.ring import ring_attention
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
