@@ -72,9 +72,10 @@ def linen_attention_fn(
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from jaxattn import linen_attention_fn
         >>> x = jax.random.normal(jax.random.key(0), (2, 5, 8))
-        >>> flax, ours = (nn.SelfAttention(2, **more) for more in ({}, {"attention_fn": linen_attention_fn}))
-        >>> variables = flax.init(jax.random.key(1), x)
-        >>> bool(jnp.allclose(flax.apply(variables, x), ours.apply(variables, x), atol=1e-6))
+        >>> theirs = nn.MultiHeadDotProductAttention(num_heads=2)
+        >>> ours = nn.MultiHeadDotProductAttention(num_heads=2, attention_fn=linen_attention_fn)
+        >>> variables = theirs.init(jax.random.key(1), x)
+        >>> bool(jnp.allclose(theirs.apply(variables, x), ours.apply(variables, x), atol=1e-6))
         True
     """
     refused = {

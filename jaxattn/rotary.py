@@ -28,8 +28,9 @@ def rotate(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxattn.rotary import rotate
-        >>> rotate(jnp.ones((3, 1, 2)), jnp.arange(3))[:, 0].round(2).tolist()
-        [[1.0, 1.0], [-0.30000001192092896, 1.3799999952316284], [-1.3299999237060547, 0.49000000953674316]]
+        >>> turned = rotate(jnp.ones((3, 1, 2)), jnp.arange(3))[:, 0]
+        >>> turned[0].tolist(), bool(jnp.allclose(jnp.linalg.norm(turned, axis=-1), 2**0.5))  # no length changes
+        ([1.0, 1.0], True)
 
     References:
         Su et al. 2021, "RoFormer"; in pairs (i, i + D/2) as in GPT-NeoX and Llama.

@@ -150,9 +150,8 @@ def test_cross_attention_asks_another_sequence():
 def test_no_option_lets_the_future_in(rate):
     (x,) = draw(0, (2, 6, 4))
     for options in (
-        {"num_kv_heads": 1, "rotary_base": 100.0},
-        {"mask": masks.SlidingWindow(3), "normalize_heads": True},
-        {"implementation": "blockwise"},
+        {"num_kv_heads": 1, "rotary_base": 100.0, "normalize_heads": True},
+        {"mask": masks.SlidingWindow(3), "implementation": "blockwise"},
     ):
         layer = AttentionLayer(2, 8, rate, cache_length=9, **options)
         variables = layer.init(jax.random.key(0), x)

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 PREAMBLE = """
-import itertools, jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jaxattn import *
 assert len(jax.devices()) == 8
@@ -42,7 +42,7 @@ def test_examples_and_heads_are_spread_without_gathering():
         run = jax.jit(lambda q, k, v, g, b: with_gradients(attend, q, k, v, b, g))
         expected = run(*arrays, bias)
         specs = P("data"), P(None, None, "model"), P("data", None, "model"), P(("data", "model"))
-        for spec, kind in itertools.product(specs, (AxisType.Auto, AxisType.Explicit)):
+        for spec, kind in [(spec, AxisType.Auto) for spec in specs] + [(P("data", None, "model"), AxisType.Explicit)]:
             mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
             spread = [jax.device_put(array, NamedSharding(mesh, spec)) for array in arrays]
             whole = jax.device_put(bias, NamedSharding(mesh, P()))
@@ -66,7 +66,7 @@ def test_a_ring_of_devices_gives_the_numbers_of_one(mask):
             both = mask if segment_ids is None else masks.Segments(ids) if mask is None else mask & masks.Segments(ids)
             alone = lambda q, k, v: dot_product_attention(q, k, v, both, implementation="dense")
             expected = with_gradients(alone, *arrays)
-            for sizes, kind in itertools.product(((8, 1, 1), (2, 2, 2), (1, 1, 1)), (AxisType.Auto, AxisType.Explicit)):
+            for sizes, kind in (((8, 1, 1), AxisType.Auto), ((2, 2, 2), AxisType.Explicit)):
                 mesh = jax.make_mesh(sizes, ("tokens", "data", "heads"), axis_types=(kind,) * 3)
                 options = dict(mesh=mesh, axis="tokens", batch_axis="data", head_axis="heads", segment_ids=segment_ids)
                 ring = lambda q, k, v: ring_attention(q, k, v, mask, **options)
