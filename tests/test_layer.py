@@ -71,11 +71,13 @@ def test_at_its_defaults_it_is_stage_4():
     mask=st.sampled_from(["causal", "window", "none", "segments"]),
     steps=st.sampled_from([None, 1, 2, 3]),
     rate=st.sampled_from([0.0, 0.3]),
+    dtype=st.sampled_from([None, None, jnp.bfloat16]),
     implementation=st.sampled_from([None, "dense", "blockwise"]),
     seed=st.integers(0, 2**31 - 1),
 )
+@jax.numpy_dtype_promotion("standard")  # Flax's normalisation relies on it
 def test_every_combination_equals_float64_written_out(
-    batch, T, K, base, given_positions, normalize, use_bias, mask, steps, rate, implementation, seed
+    batch, T, K, base, given_positions, normalize, use_bias, mask, steps, rate, dtype, implementation, seed
 ):
     (x,) = draw(seed, (*batch, T, 6))
     rng = np.random.default_rng(seed)
@@ -84,9 +86,7 @@ def test_every_combination_equals_float64_written_out(
     ]
     if steps is not None and mask in ("none", "segments"):
         always, mask = masks.Causal(), "causal"
-    layer = AttentionLayer(
-        4, 16, rate, use_bias, K, always, base, normalize, cache_length=12, implementation=implementation
-    )
+    layer = AttentionLayer(4, 16, rate, use_bias, K, always, base, normalize, 12, dtype, implementation=implementation)
     variables = layer.init(jax.random.key(seed % 1000), x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases are zero at first
     variables = {"params": params}
@@ -115,7 +115,9 @@ def test_every_combination_equals_float64_written_out(
             row, cache = layer.apply(variables, x[..., start : start + steps, :], decode=True, mutable=["cache"])
             variables, rows = variables | cache, [*rows, row]
         came = jnp.concatenate(rows, axis=-2)
-    np.testing.assert_allclose(came, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+    assert came.dtype == (dtype or jnp.float32)
+    tolerance = 2e-5 if dtype is None else 16 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(came.astype(jnp.float32), expected, atol=tolerance * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
