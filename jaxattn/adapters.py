@@ -98,7 +98,7 @@ def linen_attention_fn(
         key.astype(common),
         value.astype(common),
         _mask(mask, is_causal),
-        bias=None if bias is None else jnp.asarray(bias, common),
+        bias=bias,
         dropout_rate=dropout_rate if drops else 0.0,
         dropout_key=dropout_rng if drops else None,
         dropout_shared=broadcast_dropout,

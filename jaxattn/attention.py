@@ -161,6 +161,11 @@ def check_call(
     _check_shapes(query, key, value)
     check_equal_dtypes(query=query, key=key, value=value)
     rate = check_rate(dropout_rate)
+    if scale is not None and jnp.ndim(scale):
+        raise ValueError(
+            f"scale has shape {jnp.shape(scale)}, but is one number for all heads: write query * scale, shaped "
+            "(H, 1) for one number a head, and scale=1.0"
+        )
     *batch, T, H, D = query.shape
     S = key.shape[-3]
     if bias is not None:

@@ -21,7 +21,9 @@ def main() -> int:
     try:
         if (options.directory is None) == (options.gpt2 is None):
             raise ValueError("name one model: generate.py DIR, or generate.py --gpt2 DIR")
-        model, params, encode, decode, stop = open_gpt2(options.gpt2) if options.gpt2 else open_run(options.directory)
+        model, params, encode, decode, stop = (
+            open_gpt2(options.gpt2) if options.gpt2 is not None else open_run(options.directory)
+        )
         prompt = encode(options.prompt)
         if not prompt:
             raise ValueError("--prompt is empty: write at least one letter")
@@ -37,7 +39,7 @@ def main() -> int:
             stop_token=stop,
         )
         write(prompt, tokens, decode, stop)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, OverflowError) as error:
         print(f"generate.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -45,9 +45,12 @@ def check_agreement(candidates: Sequence[Candidate], tolerance: float) -> dict[s
     for candidate in candidates:
         came = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(candidate.compared(candidate.run()))]
         expected = expected or came
-        worst = max(
-            np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)
-            for a, b in zip(came, expected, strict=True)
+        # NumPy's maximum keeps what is not a number, Python's may lose it.
+        worst = np.max(
+            [
+                np.abs(a - b).max(initial=0) / np.maximum(np.abs(b).max(initial=0), 1e-30)
+                for a, b in zip(came, expected, strict=True)
+            ]
         )
         if not worst <= tolerance:
             raise ValueError(f"{candidate.name} differs from {candidates[0].name} by {worst:.1e}, not timed")

@@ -41,7 +41,9 @@ def pull_back_blockwise(
     means = jnp.einsum("bthd,bthd->bht", context, gradient)
     query, gradient = zero_padded(query, bq), zero_padded(gradient, bq)
     key, value = zero_padded(key, bk), zero_padded(value, bk)
-    log_sums, means = zero_padded(log_sums, bq, axis=2), zero_padded(means, bq, axis=2)
+    means = zero_padded(means, bq, axis=2)
+    # Padding has no weight, whatever its bias.
+    log_sums = jnp.pad(log_sums, ((0, 0), (0, 0), (0, -T % bq)), constant_values=jnp.inf)
     columns = key.shape[1] // bk
     cells = cells.padded(query.shape[1], key.shape[1], real_keys=S)
     visits = plan_visits(cells.mask, blocks, key.shape[1], query.shape[1], turned=True)
@@ -79,7 +81,8 @@ def pull_back_blockwise(
 
             scores = jnp.matmul(keys, turned(query_turned))
             scores = cell.score(scores, start, column * bk, turned=True)  # (nb, nk, ng, bk, bq)
-            weights = power_of_two(scores - turned(log_sums[:, :, None]))
+            # No weight exceeds 1, but where scores are huge, rounding could say so.
+            weights = power_of_two(jnp.minimum(scores - turned(log_sums[:, :, None]), 0))
             value_gradient = value_gradient + jnp.matmul(cell.drop(weights, rate), rows(gradient))
             slopes = jnp.matmul(values, turned(gradient_turned))
             slopes = weights * (cell.drop(slopes, rate) - turned(means[:, :, None]))

@@ -8,8 +8,8 @@ pass keeps only the context and the logarithm of the sums, and computes each blo
 
 What makes it fast on a CPU, where time goes into passes over the scores as much as into products:
 - Exponents are in base 2, with log2(e) folded into the scale, and cheap (`exponential.py`).
-- No exponential overflows if no score can exceed 2 ** 6, which |query| · |key| bounds: then the usual subtraction of
-  the highest score, a pass of its own, is left out. Otherwise it is made, block by block.
+- No exponential overflows if no exponent can exceed 32, which |query| · |key| bounds: then the usual subtraction of the
+  highest score, a pass of its own, is left out. Otherwise it is made, block by block.
 - The backward pass works on transposed scores, so that all its products are of the kind that runs fastest.
 """
 

@@ -10,8 +10,8 @@ from jaxattn.fast.blocks import Blocks, plan_visits, put, take, zero_padded
 from jaxattn.fast.cells import LOG2_E, Cells, Settings
 from jaxattn.fast.exponential import power_of_two
 
-# Up to here, 2 ** score and its sum over 2 ** 40 keys stay far from overflow, and 2 ** -score from underflow.
-SAFE_EXPONENT = 64.0
+# Up to here, 2 ** score times a value, summed over 2 ** 30 keys, is far from overflow, and 2 ** -score from underflow.
+SAFE_EXPONENT = 32.0
 
 
 def attend_blockwise(

@@ -131,7 +131,7 @@ def stream(
     window, length, P = _window(model, prompt, lengths)
 
     def tokens() -> Iterator[Array]:
-        state = _start(model, P, params, window, length)
+        state = _start(model, _width(model, P), params, window, length)
         for number, step_key in enumerate(jax.random.split(key, num_tokens)):
             asks = P + number >= model.config.context_length
             state, token = _step(model, draw, asks, params, state, step_key)
@@ -169,11 +169,19 @@ def _check(
 
 def _window(model: GPT, prompt: Any, lengths: Any) -> tuple[Array, Array, int]:
     """Lay the latest part of each prompt out from the left of the context: `(..., L)`, their lengths, the longest."""
-    prompt, L = jnp.asarray(prompt, jnp.int32), model.config.context_length
+    prompt, L = jnp.asarray(prompt), model.config.context_length
+    if not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise ValueError(f"prompt has dtype {prompt.dtype}, but must be token ids: write prompt.astype(jnp.int32)")
+    prompt = prompt.astype(jnp.int32)
     if prompt.ndim == 0 or prompt.size == 0:
         raise ValueError(f"prompt has shape {prompt.shape}, but must hold at least one token, (..., P)")
     *batch, P = prompt.shape
-    lengths = jnp.full(batch, P, jnp.int32) if lengths is None else jnp.asarray(lengths, jnp.int32)
+    lengths = jnp.full(batch, P, jnp.int32) if lengths is None else jnp.asarray(lengths)
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths has dtype {lengths.dtype}, but must be whole numbers")
+    if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 1) & (lengths <= P)).all():
+        raise ValueError(f"lengths must lie in 1 … {P}, the prompts' tokens, and are {lengths.tolist()}")
+    lengths = lengths.astype(jnp.int32)
     if lengths.shape != tuple(batch):
         raise ValueError(f"lengths has shape {lengths.shape}, but there is one for each prompt, {tuple(batch)}")
     kept = jnp.minimum(lengths, L)
@@ -185,7 +193,7 @@ def _window(model: GPT, prompt: Any, lengths: Any) -> tuple[Array, Array, int]:
 def _generate(
     model: GPT, draw: _Draw, num_tokens: int, P: int, params: Any, window: Array, length: Array, key: Array
 ) -> Array:
-    state, keys = _start(model, P, params, window, length), jax.random.split(key, num_tokens)
+    state, keys = _start(model, _width(model, P), params, window, length), jax.random.split(key, num_tokens)
     # As long as no prompt can have filled the context, a step need not ask; asking would copy the cache.
     sure = min(num_tokens, max(model.config.context_length - P, 0))
     first, rest = (functools.partial(_step, model, draw, asks, params) for asks in (False, True))
@@ -195,10 +203,9 @@ def _generate(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(model: GPT, P: int, params: Any, window: Array, length: Array) -> _State:
-    """Read the prompts, of which the longest has P tokens."""
-    # In one of a few widths, so that few programs are compiled.
-    read = window[..., : min(max(16, 2 ** (P - 1).bit_length()), window.shape[-1])]
+def _start(model: GPT, width: int, params: Any, window: Array, length: Array) -> _State:
+    """Read the prompts, of which the longest is no longer than `width`."""
+    read = window[..., :width]
     logits, kept = model.apply({"params": params}, read, decode=True, lengths=length, mutable=["cache"])
     return _State(window, length, _row(logits, length - 1), jnp.zeros(length.shape, bool), kept["cache"])
 
@@ -232,6 +239,11 @@ def _step(model: GPT, draw: _Draw, asks: bool, params: Any, state: _State, key: 
     return _State(window, length, logits, stopped, cache), token
 
 
+def _width(model: GPT, P: int) -> int:
+    """Return one of a few widths, so that few programs are compiled."""
+    return min(max(16, 2 ** (P - 1).bit_length()), model.config.context_length)
+
+
 def _row(logits: Array, place: Array) -> Array:
     return jnp.take_along_axis(logits, place[..., None, None], axis=-2)[..., 0, :]
 
@@ -239,7 +251,8 @@ def _row(logits: Array, place: Array) -> Array:
 def _sample(logits: Float[Array, "*batch vocab_size"], draw: _Draw, key: Array) -> Int[Array, "*batch"]:
     if draw.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / draw.temperature
+    # Of the smallest temperatures, only the likeliest is left, and nothing overflows upwards.
+    logits = (logits - logits.max(-1, keepdims=True)) / max(draw.temperature, 1e-30)
     if draw.top_k is not None:
         logits = jnp.where(logits >= lax.top_k(logits, draw.top_k)[0][..., -1:], logits, -jnp.inf)
     if draw.top_p is not None:

@@ -77,12 +77,13 @@ def _read_config(file: Path) -> GPTConfig:
     for name, allowed in _FIXED.items():
         if given.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{file} says {name}={given[name]!r}, and only {allowed[0]!r} is computed here")
-    if given.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        raise ValueError(f"{file} says n_inner={given['n_inner']}, and only 4 * n_embd is computed here")
     try:
-        return GPTConfig(*(sizes[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")))
+        config = GPTConfig(*sizes.values())
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if given.get("n_inner") not in (None, 4 * config.features):
+        raise ValueError(f"{file} says n_inner={given['n_inner']}, and only 4 * n_embd is computed here")
+    return config
 
 
 def params_from_gpt2(loaded: Mapping[str, Any], config: GPTConfig) -> Params:

@@ -20,6 +20,9 @@ def test_a_wrong_result_is_not_timed():
     for other in (wrong, nothing):
         with pytest.raises(ValueError, match=f"{other.name} differs from right"):
             check_agreement([right, other], 1e-3)
+    late = compiled("late", lambda x: (x, x * jnp.nan), x)
+    with pytest.raises(ValueError, match="late differs"):
+        check_agreement([compiled("two", lambda x: (x, x), x), late], 1e-3)
     assert check_agreement([right, right], 1e-3) == {"right": 0.0}
 
 

@@ -198,6 +198,35 @@ def test_large_scores_do_not_overflow(size):
     chex.assert_trees_all_close(context, dense(query * size, key * size, value, masks.Causal()), atol=1e-2)
 
 
+def test_the_bias_of_padding_weighs_nothing():
+    query, key, value = draw(0, *[(1, 17, 2, 4)] * 3)
+    for size in (80.0, 89.0, 1000.0):
+        bias = jnp.zeros((17, 17)).at[-1].set(size)
+        slopes = [
+            jax.grad(lambda key, f=f, bias=bias: (f(query, key, value, bias=bias) ** 2).sum())(key)
+            for f in (blockwise, dense)
+        ]
+        chex.assert_trees_all_close(*slopes, atol=1e-4)
+
+
+def test_huge_scores_have_bounded_gradients():
+    query, key, value = draw(0, *[(1, 17, 2, 4)] * 3)
+    for size in (3e2, 3e4, 1e8):
+        slope = jax.grad(lambda v, size=size: blockwise(query * size, key * size, v).sum())(value)
+        # Each column of the weights sums to at most the number of queries.
+        assert np.isfinite(slope).all()
+        assert np.abs(slope).max() <= 17 * 1.001
+
+
+@pytest.mark.parametrize("size", [1e18, 1e-20])
+def test_large_and_small_values_survive_large_scores(size):
+    query, key = (jnp.full((1, 100, 1, 1), n) for n in (6.0, 7.0))
+    value = jnp.full((1, 100, 1, 1), size)
+    for sign in (1, -1):
+        came = blockwise(query, sign * key, value, scale=1.0)
+        np.testing.assert_allclose(came, np.full((1, 100, 1, 1), size), rtol=1e-5)
+
+
 def test_a_bias_of_minus_infinity_hides():
     query, key, value = draw(0, *[(1, 70, 2, 4)] * 3)
     visible = jnp.tril(jnp.ones((70, 70), bool))

@@ -128,6 +128,9 @@ def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"stop_token": 13}, "stop_token=13"),
         ({"lengths": jnp.array(3)}, "lengths has shape"),
+        ({"lengths": jnp.array([0, 3])}, "lengths must lie in 1"),
+        ({"lengths": jnp.array([1.0, 3.0])}, "lengths has dtype"),
+        ({"prompt": jnp.ones((2, 3))}, "prompt has dtype"),
         ({"prompt": jnp.zeros((2, 0), int)}, r"prompt has shape \(2, 0\)"),
     ],
 )
