@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from jaxattn.attention import Implementation, check_call, run_call
 from jaxattn.cache import Cache
 from jaxattn.checks import as_floating, check_rank
-from jaxattn.masks import Causal, Mask, both
+from jaxattn.masks import Causal, Mask, SlidingWindow, both
 from jaxattn.rotary import rotate
 from jaxattn.stages import choose_dropout_key, features_per_head
 
@@ -47,7 +47,8 @@ class AttentionLayer(nn.Module):
         mask: what this call hides besides, one of `jaxattn.masks` or a boolean array, as in `dot_product_attention`.
         positions: position of each token `(..., T)` for the rotary turn; None counts from 0, or from the cache's end.
         decode: attend to the tokens of earlier calls as well, kept in the collection `"cache"` (pass
-            `mutable=["cache"]`). Any number of tokens at a time; each example goes on where its own tokens ended.
+            `mutable=["cache"]`). Any number of tokens at a time; each example goes on where its own tokens ended. It
+            is always causal, whatever `mask` says; where the cache has no room left, the output is NaN.
         lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the rest is padding, behind.
 
     Returns:
@@ -186,6 +187,12 @@ class AttentionLayer(nn.Module):
         x = _vectors("x", x, self.dtype)
         if lengths is not None and not decode:
             raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to hide padding")
+        if lengths is not None and (
+            jnp.shape(lengths) != x.shape[:-2] or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer)
+        ):
+            raise ValueError(
+                f"lengths is {lengths!r}, but must hold a whole number for each example of x {x.shape}, {x.shape[:-2]}"
+            )
         if positions is not None and self.rotary_base is None:
             raise ValueError("positions turns nothing without rotary_base: write AttentionLayer(rotary_base=10_000.0)")
         if decode and (context is not None or self.cache_length is None):
@@ -198,7 +205,7 @@ class AttentionLayer(nn.Module):
             raise ValueError('decode=True changes the cache: write layer.apply(..., decode=True, mutable=["cache"])')
         if context is None:
             return x, x
-        if isinstance(self.mask, Causal) or self.rotary_base is not None:
+        if isinstance(self.mask, Causal | SlidingWindow) or self.rotary_base is not None:
             raise ValueError(
                 "context is another sequence, in which the positions of x mean nothing: write "
                 "AttentionLayer(mask=None, rotary_base=None) for cross-attention"

@@ -210,6 +210,9 @@ def test_rotary_scores_depend_on_distances_alone():
     [
         ({"num_kv_heads": 3}, {}, "num_kv_heads=3 must divide num_heads=2"),
         ({}, {"lengths": jnp.array([1, 2])}, "lengths belongs to decode=True"),
+        ({"cache_length": 9}, {"lengths": jnp.array([1, 2, 3]), "decode": True}, "for each example"),
+        ({"cache_length": 9}, {"lengths": jnp.array([1.0, 2.0]), "decode": True}, "whole number for each example"),
+        ({"mask": masks.SlidingWindow(2)}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
         ({}, {"positions": jnp.arange(5)}, "positions turns nothing"),
         ({}, {"decode": True}, "cache_length"),
         ({"cache_length": 9}, {"decode": True}, "mutable"),
