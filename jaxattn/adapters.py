@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.attention import check_call, run_call
-from jaxattn.masks import Causal, Mask, as_mask
+from jaxattn.masks import Causal, Mask, both
 
 
 def linen_attention_fn(
@@ -122,7 +122,5 @@ nnx_attention_fn = linen_attention_fn
 
 def _mask(mask: Any, is_causal: bool) -> Mask | None:
     if mask is not None and not isinstance(mask, Mask):
-        mask = as_mask(jnp.asarray(mask) != 0)
-    if is_causal:
-        return Causal() if mask is None else Causal() & mask
-    return mask
+        mask = jnp.asarray(mask) != 0
+    return both(Causal() if is_causal else None, mask)

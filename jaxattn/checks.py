@@ -27,6 +27,13 @@ def check_rank(name: str, array: Array, least: int, axes: str) -> None:
         )
 
 
+def as_tokens(name: str, x: Any) -> Array:
+    """Return token vectors `(..., T, d_in)` as a JAX array, or raise where they are not floating point or too flat."""
+    x = as_floating(name, x)
+    check_rank(name, x, 2, "T, d_in")
+    return x
+
+
 def check_rate(rate: float) -> float:
     """Return the dropout rate as a float, or raise a ValueError where it lies outside [0, 1)."""
     rate = float(rate)

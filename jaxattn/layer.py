@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 
 from jaxattn.attention import Implementation, check_call, run_call
 from jaxattn.cache import Cache
-from jaxattn.checks import as_floating, check_rank
+from jaxattn.checks import as_tokens
 from jaxattn.masks import Causal, Mask, SlidingWindow, both
 from jaxattn.rotary import rotate
-from jaxattn.stages import choose_dropout_key, features_per_head
+from jaxattn.stages import choose_dropout_key, features_per_head, key_heads
 
 
 class AttentionLayer(nn.Module):
@@ -106,8 +106,8 @@ class AttentionLayer(nn.Module):
     ) -> Any:
         x, source = self._check(x, context, positions, decode, lengths)
         query = self._heads("query", x, self.num_heads)  # (..., T, H, D)
-        key = self._heads("key", source, self._key_heads())  # (..., S, K, D)
-        value = self._heads("value", source, self._key_heads())
+        key = self._heads("key", source, key_heads(self.num_heads, self.num_kv_heads))  # (..., S, K, D)
+        value = self._heads("value", source, key_heads(self.num_heads, self.num_kv_heads))
         if self.normalize_heads:
             query, key = self._normalized("query_norm", query), self._normalized("key_norm", key)
         before = self._cached(key).length if decode else jnp.zeros(x.shape[:-2], jnp.int32)
@@ -138,9 +138,6 @@ class AttentionLayer(nn.Module):
         # (..., T, H, D) -> (..., T, features)
         output = self._dense("out", self.features, True)(attended.reshape(*x.shape[:-1], self.features))
         return (output, weights) if return_weights else output
-
-    def _key_heads(self) -> int:
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     def _dense(self, name: str, features: int, use_bias: bool) -> nn.Dense:
         return nn.Dense(
@@ -178,12 +175,6 @@ class AttentionLayer(nn.Module):
 
     def _check(self, x: Any, context: Any, positions: Any, decode: bool, lengths: Any) -> tuple[Array, Array]:
         """Check what belongs together; return the vectors that ask and those that are asked."""
-        heads = self._key_heads()
-        if heads < 1 or self.num_heads % heads:
-            raise ValueError(
-                f"num_kv_heads={heads} must divide num_heads={self.num_heads}, for each key head serves as many query "
-                f"heads: write num_kv_heads=1 for one that serves all"
-            )
         x = _vectors("x", x, self.dtype)
         if lengths is not None and not decode:
             raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to hide padding")
@@ -214,6 +205,5 @@ class AttentionLayer(nn.Module):
 
 
 def _vectors(name: str, x: Any, dtype: Any) -> Array:
-    x = as_floating(name, x)
-    check_rank(name, x, 2, "T, d_in")
+    x = as_tokens(name, x)
     return x if dtype is None else x.astype(dtype)

@@ -255,63 +255,58 @@ class Dense(Mask):
         return self.visible.any((-3, -1))
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """What both masks show."""
+class Pair(Mask):
+    """Two masks under one operation, cell by cell."""
 
     first: Leaf
     second: Leaf
 
+    @staticmethod
+    def combine(first: Array, second: Array) -> Array:
+        """Join what the two say of the same cells."""
+        raise NotImplementedError
+
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        return jnp.logical_and(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
+        return self.combine(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
+
+    def shifted(self, offset: int | Array) -> Mask:
+        return type(self)(self.first.shifted(offset), self.second.shifted(offset))
+
+    def with_heads(self) -> Mask:
+        return type(self)(self.first.with_heads(), self.second.with_heads())
+
+    def spread(self, T: int, S: int) -> Mask:
+        return type(self)(self.first.spread(T, S), self.second.spread(T, S))
+
+    def sees(self, queries: Array, keys: Array) -> Array:
+        return self.combine(*_same_rank(self.first.sees(queries, keys), self.second.sees(queries, keys)))
+
+    def sees_blocks(self, queries: Array, keys: Array) -> Array:
+        return self.combine(*_same_rank(self.first.sees_blocks(queries, keys), self.second.sees_blocks(queries, keys)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class And(Pair):
+    """What both masks show."""
+
+    @staticmethod
+    def combine(first: Array, second: Array) -> Array:
+        return jnp.logical_and(first, second)
 
     def reach(self) -> int | None:
         return min((reach for reach in (self.first.reach(), self.second.reach()) if reach is not None), default=None)
 
-    def shifted(self, offset: int | Array) -> Mask:
-        return And(self.first.shifted(offset), self.second.shifted(offset))
-
-    def with_heads(self) -> Mask:
-        return And(self.first.with_heads(), self.second.with_heads())
-
-    def spread(self, T: int, S: int) -> Mask:
-        return And(self.first.spread(T, S), self.second.spread(T, S))
-
-    def sees(self, queries: Array, keys: Array) -> Array:
-        return jnp.logical_and(*_same_rank(self.first.sees(queries, keys), self.second.sees(queries, keys)))
-
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        first, second = self.first.sees_blocks(queries, keys), self.second.sees_blocks(queries, keys)
-        return jnp.logical_and(*_same_rank(first, second))
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Or(Mask):
+class Or(Pair):
     """What either mask shows."""
 
-    first: Leaf
-    second: Leaf
-
-    def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        return jnp.logical_or(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
-
-    def shifted(self, offset: int | Array) -> Mask:
-        return Or(self.first.shifted(offset), self.second.shifted(offset))
-
-    def with_heads(self) -> Mask:
-        return Or(self.first.with_heads(), self.second.with_heads())
-
-    def spread(self, T: int, S: int) -> Mask:
-        return Or(self.first.spread(T, S), self.second.spread(T, S))
-
-    def sees(self, queries: Array, keys: Array) -> Array:
-        return jnp.logical_or(*_same_rank(self.first.sees(queries, keys), self.second.sees(queries, keys)))
-
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        first, second = self.first.sees_blocks(queries, keys), self.second.sees_blocks(queries, keys)
-        return jnp.logical_or(*_same_rank(first, second))
+    @staticmethod
+    def combine(first: Array, second: Array) -> Array:
+        return jnp.logical_or(first, second)
 
 
 def as_mask(mask: Any) -> Mask:

@@ -14,10 +14,10 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxattn.attention import Implementation, check_call, run_call
-from jaxattn.checks import as_floating, check_rank, check_rate
+from jaxattn.checks import as_tokens, check_rate
 from jaxattn.masks import Causal, Mask, both
 from jaxattn.rotary import rotate
-from jaxattn.stages import features_per_head
+from jaxattn.stages import features_per_head, key_heads
 
 
 class MultiHeadAttention(nnx.Module):
@@ -81,15 +81,10 @@ class MultiHeadAttention(nnx.Module):
     ) -> None:
         self.num_heads, self.features = num_heads, features
         self.dropout_rate = check_rate(dropout_rate)
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.num_kv_heads = key_heads(num_heads, num_kv_heads)
         self.mask, self.rotary_base, self.implementation = mask, rotary_base, implementation
         self.deterministic = False
         width = features_per_head(num_heads, features)
-        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}: write num_kv_heads=1 for one that "
-                "serves all"
-            )
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.query = nnx.Linear(in_features, features, use_bias=use_bias, **options)
         self.key = nnx.Linear(in_features, self.num_kv_heads * width, use_bias=use_bias, **options)
@@ -107,8 +102,7 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "*batch T features"]:
         """Attend."""
-        x = as_floating("x", x)
-        check_rank("x", x, 2, "T, d_in")
+        x = as_tokens("x", x)
         if positions is not None and self.rotary_base is None:
             raise ValueError("positions turns nothing without rotary_base: write MultiHeadAttention(rotary_base=1e4)")
         width = self.features // self.num_heads

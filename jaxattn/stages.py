@@ -26,7 +26,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxattn.attention import Implementation, dot_product_attention
-from jaxattn.checks import as_floating, check_rank, check_rate
+from jaxattn.checks import as_tokens, check_rate
 from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout
 from jaxattn.masks import Causal
 
@@ -64,7 +64,7 @@ class SimpleSelfAttention(nn.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Any:
-        x = _tokens(x)
+        x = as_tokens("x", x)
         scores = attention_scores(x, x)  # (..., T, T)
         weights = attention_weights(scores)
         context = context_vectors(weights, x)
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Any:
-        query, key, value = _project(_tokens(x), self.features, self.use_bias)
+        query, key, value = _project(as_tokens("x", x), self.features, self.use_bias)
         scores = attention_scores(query, key)  # (..., T, T)
         weights = attention_weights(scores, scale=self.features**-0.5)
         context = context_vectors(weights, value)
@@ -169,7 +169,7 @@ class CausalAttention(nn.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Any:
-        query, key, value = _project(_tokens(x), self.features, self.use_bias)
+        query, key, value = _project(as_tokens("x", x), self.features, self.use_bias)
         scores = attention_scores(query, key)  # (..., T, T)
         mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
         weights = attention_weights(scores, mask, scale=self.features**-0.5)
@@ -293,7 +293,7 @@ class MultiHeadAttention(nn.Module):
         dropout_key: Array | None = None,
         return_weights: bool = False,
     ) -> Any:
-        x = _tokens(x)
+        x = as_tokens("x", x)
         head_features = features_per_head(self.num_heads, self.features)
         heads = (*x.shape[:-1], self.num_heads, head_features)
         # (..., T, features) -> (..., T, H, D)
@@ -374,12 +374,6 @@ def choose_dropout_key(module: nn.Module, rate: float, deterministic: bool, drop
     )
 
 
-def _tokens(x: Any) -> Array:
-    x = as_floating("x", x)
-    check_rank("x", x, 2, "T, d_in")
-    return x
-
-
 def _project(x: Array, features: int, use_bias: bool) -> list[Array]:
     """Query, key and value `(..., T, features)`: three dense layers of the module whose call is running."""
     if features < 1:
@@ -399,3 +393,14 @@ def features_per_head(num_heads: int, features: int) -> int:
             f"{choices} (MultiHeadAttentionWrapper is the one whose features are per head)"
         )
     return features // num_heads
+
+
+def key_heads(num_heads: int, num_kv_heads: int | None) -> int:
+    """Return how many key heads there are, or raise a ValueError where they do not divide the query heads."""
+    heads = num_heads if num_kv_heads is None else num_kv_heads
+    if heads < 1 or num_heads % heads:
+        raise ValueError(
+            f"num_kv_heads={heads} must divide num_heads={num_heads}, for each key head serves as many query heads: "
+            "write num_kv_heads=1 for one that serves all"
+        )
+    return heads
