@@ -16,9 +16,9 @@ from jaxattn.masks import Mask, as_mask
 
 Implementation = Literal["dense", "blockwise", "cudnn"]
 
-# Below so many cells of scores a head, whole arrays stay in the caches and blocks only add overhead; measured on CPUs
-# by scripts/benchmark.py.
-SMALL_HEAD = 96 * 96
+# Up to so many cells of scores, a head's or the whole call's, whole arrays stay in the caches and blocks only add
+# overhead; measured on CPUs by scripts/benchmark.py.
+SMALL_HEAD, SMALL_CALL = 96 * 96, 2**17
 
 
 def dot_product_attention(
@@ -212,14 +212,16 @@ def _choose(call: Call, return_weights: bool, implementation: str | None) -> tup
     if return_weights:
         unstored = "does not store the weights that return_weights asks for"
         against |= {"dense": "", "blockwise": unstored, "cudnn": unstored}
-    elif T * S <= SMALL_HEAD:
+    elif T * S <= SMALL_HEAD or cells <= SMALL_CALL:
         against["dense"] = ""
-        against["blockwise"] = f"does not pay for {T} × {S} scores a head"
+        against["blockwise"] = f"does not pay for {T} × {S} scores a head, {cells} in all"
 
     if implementation is None:
         chosen = next(name for name in ("cudnn", "dense", "blockwise") if not against[name])
         why = {
-            "dense": "it alone returns the weights" if return_weights else f"{T} × {S} scores a head are few",
+            "dense": "it alone returns the weights"
+            if return_weights
+            else f"{T} × {S} scores a head, {cells} in all, are few",
             "blockwise": "its memory is linear in the tokens, and it measured fastest at this size",
             "cudnn": "NVIDIA's kernel computes this",
         }[chosen]

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from jaxattn.attention import Implementation, check_call, run_call
 from jaxattn.cache import Cache
 from jaxattn.checks import as_tokens
-from jaxattn.masks import Causal, Mask, SlidingWindow, both
+from jaxattn.masks import Causal, Mask, Segments, SlidingWindow, both
+from jaxattn.ring import Ring, ring_attention
 from jaxattn.rotary import rotate
 from jaxattn.stages import choose_dropout_key, features_per_head, key_heads
 
@@ -37,6 +38,8 @@ class AttentionLayer(nn.Module):
         kernel_init: initialiser of all kernels.
         bias_init: initialiser of all biases.
         implementation: how `dot_product_attention` computes it; None chooses the fastest.
+        ring: spreads the tokens over the devices of a mesh axis, `Ring(mesh, axis)`; see `ring_attention`. It takes no
+            dropout, no cache and no mask but `Segments` in the call.
 
     Args of the call:
         x: token vectors `(..., T, d_in)`.
@@ -89,6 +92,7 @@ class AttentionLayer(nn.Module):
     kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     implementation: Implementation | None = None
+    ring: Ring | None = None
 
     @nn.compact
     def __call__(
@@ -115,10 +119,10 @@ class AttentionLayer(nn.Module):
             if positions is None:
                 positions = before[..., None] + jnp.arange(x.shape[-2]).reshape((1,) * before.ndim + (-1,))
             query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
-        mask = both(self.mask, mask)
+        shown = both(self.mask, mask)
         if decode:
             key, value = self._extend(key, value, lengths)
-            mask = Causal(before) if mask is None else Causal(before) & mask.shifted(before)
+            shown = Causal(before) if shown is None else Causal(before) & shown.shifted(before)
 
         dropout_key = choose_dropout_key(self, self.dropout_rate, deterministic, dropout_key)
         wants_weights = return_weights or self.is_mutable_collection("intermediates")
@@ -126,18 +130,30 @@ class AttentionLayer(nn.Module):
             query,
             key,
             value,
-            mask,
+            shown,
             dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
             dropout_key=dropout_key,
             precision=self.precision,
         )
-        attended = run_call(call, wants_weights, self.implementation)
+        if self.ring is not None:
+            self._check_ring(mask, dropout_key, wants_weights or decode)
+            segments = None if mask is None else mask.ids
+            attended = ring_attention(query, key, value, self.mask, **self.ring._asdict(), segment_ids=segments)
+        else:
+            attended = run_call(call, wants_weights, self.implementation)
         if wants_weights:
             attended, weights = attended
             self.sow("intermediates", "weights", weights)
         # (..., T, H, D) -> (..., T, features)
         output = self._dense("out", self.features, True)(attended.reshape(*x.shape[:-1], self.features))
         return (output, weights) if return_weights else output
+
+    def _check_ring(self, mask: Any, dropout_key: Array | None, needs_one_device: bool) -> None:
+        if dropout_key is not None or needs_one_device or not (mask is None or isinstance(mask, Segments)):
+            raise ValueError(
+                "ring spreads the tokens over devices, where there are no dropout, weights, cache, nor masks of a call "
+                "but masks.Segments(ids): write AttentionLayer(ring=None) for these"
+            )
 
     def _dense(self, name: str, features: int, use_bias: bool) -> nn.Dense:
         return nn.Dense(

@@ -6,7 +6,7 @@ and values travel along with them and come home after the last step (Liu et al. 
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from jaxattn.attention import check_call
-from jaxattn.fast.blockwise import backward_pass, forward_pass
+from jaxattn.fast.blockwise import backward_pass, forward_pass, over_examples
 from jaxattn.fast.cells import Settings, gather_cells
 from jaxattn.functional import wide_type
 from jaxattn.masks import Causal, Mask, Segments, SlidingWindow, both
+
+
+class Ring(NamedTuple):
+    """Where `ring_attention` finds its devices; the fields are its arguments of the same names."""
+
+    mesh: Mesh
+    axis: str
+    batch_axis: str | None = None
+    head_axis: str | None = None
 
 
 def ring_attention(
@@ -146,7 +155,7 @@ def _forward(
         travellers, context, log_sums = state
         key, value, key_ids = travellers
         cells = _cells(axis, number, mask, segmented, query, key, ids, key_ids)
-        part, part_sums = forward_pass(settings, query, key, value, cells)
+        part, part_sums = over_examples(forward_pass, settings, (query, key, value, cells))
         part_sums = jnp.where(jnp.isposinf(part_sums), -jnp.inf, part_sums)  # rows that saw nothing
         total = jnp.logaddexp2(log_sums, part_sums)
         seen = jnp.where(jnp.isneginf(total), 0, total)
@@ -167,7 +176,8 @@ def _backward(settings: Settings, axis: str, mask: Mask | None, segmented: bool,
     def step(state: Any, number: Array) -> Any:
         (key, value, key_ids, key_gradient, value_gradient), query_gradient = state
         cells = _cells(axis, number, mask, segmented, query, key, ids, key_ids)
-        shares = backward_pass(settings, query, key, value, cells, context, log_sums, gradient)
+        arguments = (query, key, value, cells, context, log_sums, gradient)
+        shares = over_examples(backward_pass, settings, arguments)
         travellers = key, value, key_ids, key_gradient + shares[1], value_gradient + shares[2]
         return (_passed_on(axis, travellers), query_gradient + shares[0]), None
 

@@ -2,12 +2,14 @@
 
 Groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX, and,
 where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside Flax's;
-"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"). Candidates run in turn and each one's
+"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"), and "training" are steps of a small GPT
+beside nanoGPT in PyTorch (extra "torch"). Candidates run in turn and each one's
 median counts. "of matmul" relates the operations that the mask leaves to the rate of plain matrix products, measured in
 the same run; the last column is the time relative to ours.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -19,9 +21,12 @@ from jaxattn.benchmark.measure import check_agreement, interleaved_medians, mach
 from jaxattn.benchmark.memory import extra_memory
 from jaxattn.benchmark.peers import MASKS, candidates, operations
 from jaxattn.benchmark.report import markdown, plot
+from jaxattn.benchmark.training import BATCH, SHAPE, STEPS, training_candidates
+from jaxattn.training.devices import use_all_cores
 from jaxattn.training.progress import say
 
-TOLERANCE = 1e-4
+# After a few steps of AdamW, which divides small gradients by their own size, rounding has grown.
+TOLERANCE, TRAINING_TOLERANCE = 1e-4, 1e-3
 DIRECTIONS = ("forward", "forward+backward")
 
 
@@ -30,11 +35,13 @@ def main() -> int:
     options = parser().parse_args()
     try:
         check(options)
+        if options.only == "training":
+            use_all_cores()
         report = {"machine": machine(), "matmul_gflops": matmul_rate(), "rows": []}
         say("  ".join(f"{name} {value}" for name, value in report["machine"].items()))
         say(f"float32 matrix products run at {report['matmul_gflops']:.0f} GFLOP/s")
-        rows = decode(options) if options.only == "decoding" else measure(options, report["matmul_gflops"])
-        for row in rows:
+        special = {"decoding": decode, "training": train}.get(options.only)
+        for row in special(options) if special else measure(options, report["matmul_gflops"]):
             report["rows"].append(row)
             keep(options, report)
         if options.plot:
@@ -52,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     new = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = new.add_argument
-    add("--only", choices=("attention", "stages", "decoding"), help="one group (default: the first two)")
+    add("--only", choices=("attention", "stages", "decoding", "training"), help="one group (default: the first two)")
     add("--lengths", type=int, nargs="+", default=[128, 512, 2048], metavar="T", help="tokens (default: 128 512 2048)")
     add("--batch-sizes", type=int, nargs="+", metavar="B", help="sequences (default: 32 up to 256 tokens, else 1)")
     add("--heads", type=int, default=8, metavar="H", help="heads (default: 8)")
@@ -112,6 +119,20 @@ def decode(options: argparse.Namespace) -> Iterator[dict]:
             row["tokens_per_second"] = 50 * batch / row["seconds"]
             say(f"  {row['name']:20} {row['tokens_per_second']:8.1f} tokens/s {row['relative']:8.2f} ×")
             yield {"group": "decoding", "B": batch, "T": 66, **row}
+
+
+def train(options: argparse.Namespace) -> Iterator[dict]:
+    """Time training steps, with dropout and without; with dropout no two agree, so only the others are compared."""
+    plain = training_candidates(SHAPE, BATCH)
+    dropping = training_candidates(dataclasses.replace(SHAPE, dropout_rate=0.1), BATCH, ", dropout 0.1")
+    differences = check_agreement(plain, TRAINING_TOLERANCE)
+    medians = interleaved_medians([*plain, *dropping], options.seconds)
+    say(f"\nGPT of {SHAPE.num_layers} layers, width {SHAPE.features}, T={SHAPE.context_length}, B={BATCH}, AdamW")
+    for name, seconds in medians.items():
+        rate, relative = STEPS * BATCH * SHAPE.context_length / seconds, seconds / medians[plain[0].name]
+        say(f"  {name:24} {rate:10,.0f} tokens/s {relative:8.2f} ×")
+        row = {"name": name, "seconds": seconds / STEPS, "tokens_per_second": rate, "relative": relative}
+        yield {"group": "training", "B": BATCH, "T": SHAPE.context_length, "difference": differences.get(name), **row}
 
 
 def compare(peers: list, seconds: float) -> Iterator[dict]:

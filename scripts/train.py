@@ -1,31 +1,71 @@
-"""Train a small GPT on text, byte by byte, and see its loss on held-out text go down.
+"""Train a small GPT on text, and see its loss on held-out text go down.
 
-Without options it learns from the source of Python's standard library for about two minutes on a laptop's CPU; a GPU
-or TPU is used where JAX finds one. Exit status: 0 the held-out loss fell, 1 it did not, 2 something was wrong with the
-options or files, 130 it was interrupted (what was learned by then is saved all the same).
+Without options it learns from the source of Python's standard library for about two minutes on a laptop's CPU; all
+cores, GPUs or TPUs that JAX finds are used. With --out DIR the run can be left alone: its state is saved as it goes,
+Ctrl-C or SIGTERM saves and ends it, and --resume goes on where it was, whatever stopped it, to the last bit.
+
+Exit status: 0 the held-out loss fell, 1 it did not, 2 something was wrong with the options, files or disk, 3 the loss
+became NaN or infinite, 130 or 143 stopped by Ctrl-C or SIGTERM (what was learned by then is saved).
 """
 
 import argparse
+import signal
 import sys
+import threading
+from typing import Any
 
 from jaxattn.training.config import add_options, from_options
-from jaxattn.training.run import train
+from jaxattn.training.devices import join_processes, use_all_cores
+from jaxattn.training.directory import saved_config
+from jaxattn.training.run import DivergedError, Run
 
 
 def main() -> int:
     """Run; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    options = parser.parse_args()
+    options = parser().parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    _hush()
     try:
-        outcome = train(from_options(options))
-    except (OSError, ValueError, ImportError) as error:
+        resume = options.resume
+        if resume is not None and not hasattr(options, "out"):
+            raise ValueError("--resume goes on with a run that was saved: name it with --out DIR")
+        config = from_options(options, None if resume is None else saved_config(options.out))
+        use_all_cores()
+        join_processes(options.coordinator, options.processes, options.process)
+        outcome = Run(config, resume).train()
+    except (OSError, ValueError, ImportError, DivergedError) as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, DivergedError) else 2
     except KeyboardInterrupt:
-        print("train.py: interrupted before the first step; nothing was learned or saved", file=sys.stderr)
+        print("train.py: interrupted; what was saved before is intact", file=sys.stderr)
         return 130
-    return 130 if outcome.interrupted else 0 if outcome.learned else 1
+    return 128 + outcome.signal if outcome.signal else 0 if outcome.learned else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    new = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(new)
+    new.add_argument(
+        "--resume", type=int, nargs="?", const=-1, metavar="STEP",
+        help="go on with the run in --out DIR, from its last checkpoint or that of STEP; options need not be repeated",
+    )  # fmt: skip
+    together = new.add_argument_group("several processes", "as the launchers of SLURM and Open MPI tell, or:")
+    together.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process can be reached")
+    together.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    together.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    return new
+
+
+def _hush() -> None:
+    """Let `main` alone say what failed: what fails in a thread that saves is raised there too."""
+    main_thread, otherwise = threading.main_thread(), sys.excepthook
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *error: otherwise(*error) if threading.current_thread() is main_thread else None
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Strictness for every test: no type is widened and no axis is added unless the code says so."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,6 +13,12 @@ from hypothesis import Phase, settings
 
 # Most of the time goes into compiling; read when the first array is made.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+# The same small programs are compiled again and again, in this process and in those that it starts.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="jaxattn-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 # Every new shape compiles anew, so an example can take a second, and looking for a smaller one minutes.
 phases = (Phase.explicit, Phase.generate)

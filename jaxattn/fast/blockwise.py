@@ -80,12 +80,12 @@ def _attend(settings: Settings, query: Array, key: Array, value: Array, cells: C
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _differentiable(settings: Settings, query: Array, key: Array, value: Array, cells: Cells) -> Array:
-    return _over_examples(forward_pass, settings, (query, key, value, cells))[0]
+    return over_examples(forward_pass, settings, (query, key, value, cells))[0]
 
 
 def _save(settings: Settings, query: Array, key: Array, value: Array, cells: Cells) -> tuple[Array, Any]:
     query, key, value = _once(query, key, value)
-    context, log_sums = _over_examples(forward_pass, settings, (query, key, value, cells))
+    context, log_sums = over_examples(forward_pass, settings, (query, key, value, cells))
     return context, (query, key, value, cells, context, log_sums)
 
 
@@ -93,7 +93,7 @@ def _pull(settings: Settings, saved: Any, gradient: Array) -> tuple[Array, Array
     query, key, value, cells, context, log_sums = saved
     query, key, value, context, log_sums, gradient = _once(query, key, value, context, log_sums, gradient)
     arguments = (query, key, value, cells, context, log_sums, gradient)
-    *gradients, bias = _over_examples(backward_pass, settings, arguments)
+    *gradients, bias = over_examples(backward_pass, settings, arguments)
     return *gradients, Cells(bias=bias)
 
 
@@ -113,7 +113,7 @@ def _(primals: Any, tangents: Any) -> Any:
     )
 
 
-def _over_examples(function: Any, settings: Settings, arguments: Any) -> Any:
+def over_examples(function: Any, settings: Settings, arguments: Any) -> Any:
     """Call `function`; under `vmap`, the mapped axis becomes more examples, so that blocks do not grow by it."""
 
     @jax.custom_batching.custom_vmap
@@ -128,7 +128,7 @@ def _over_examples(function: Any, settings: Settings, arguments: Any) -> Any:
         expected = jax.eval_shape(lambda leaves: function(settings, *jax.tree.unflatten(structure, leaves)), one)
         B = arguments[0].shape[int(batched[0])]
         flat = [_merge(size, B, leaf, axis) for leaf, axis in zip(leaves, mapped, strict=True)]
-        result = _over_examples(function, settings, jax.tree.unflatten(structure, flat))
+        result = over_examples(function, settings, jax.tree.unflatten(structure, flat))
         return jax.tree.map(functools.partial(_split, size), result, expected), jax.tree.map(lambda _: True, expected)
 
     return call(*arguments)

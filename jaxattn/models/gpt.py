@@ -1,6 +1,7 @@
 """GPT-2's architecture in miniature: stage 4 and a feed-forward layer, again and again, over a stream of vectors."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,8 +10,10 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxattn.checks import check_rate
-from jaxattn.functional import dropout
+from jaxattn.functional import dropout, wide_type
 from jaxattn.layer import AttentionLayer
+from jaxattn.masks import Segments
+from jaxattn.ring import Ring
 from jaxattn.stages import choose_dropout_key
 
 
@@ -63,12 +66,15 @@ class Block(nn.Module):
     """
 
     config: GPTConfig
+    dtype: Any = None
+    ring: Ring | None = None
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "*batch T features"],
         dropout_key: Array | None = None,
+        documents: Int[Array, "*batch T"] | None = None,
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T features"]:
@@ -81,13 +87,17 @@ class Block(nn.Module):
             config.dropout_rate,
             use_bias=True,
             cache_length=config.context_length,
+            dtype=self.dtype,
+            ring=self.ring,
             name="attention",
         )
-        normalized = nn.LayerNorm(1e-5, name="attention_norm")(x)
-        attended = attention(normalized, dropout_key is None, attention_key, decode=decode, lengths=lengths)
+        normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="attention_norm")(x)
+        mask = None if documents is None else Segments(documents)
+        attended = attention(normalized, dropout_key is None, attention_key, mask=mask, decode=decode, lengths=lengths)
         x = x + _drop(attended, config.dropout_rate, branch_keys[0])
-        hidden = nn.Dense(4 * config.features, name="expand")(nn.LayerNorm(1e-5, name="feed_forward_norm")(x))
-        forwarded = nn.Dense(config.features, name="contract")(nn.gelu(hidden))
+        normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="feed_forward_norm")(x)
+        hidden = nn.Dense(4 * config.features, dtype=self.dtype, name="expand")(normalized)
+        forwarded = nn.Dense(config.features, dtype=self.dtype, name="contract")(nn.gelu(hidden))
         return x + _drop(forwarded, config.dropout_rate, branch_keys[1])
 
 
@@ -96,11 +106,16 @@ class GPT(nn.Module):
 
     Args:
         config: the sizes.
+        dtype: the type to compute in; None is that of the parameters, float32. The logits are float32 or wider.
+        remat: whether the blocks are computed anew in the backward pass, which takes time and saves memory.
+        ring: spreads long sequences over devices, as in `AttentionLayer`.
 
     Args of the call:
         tokens: token ids `(..., T)`, T at most `config.context_length`.
         deterministic: True leaves dropout off.
         dropout_key: PRNG key for dropout; None takes the module's `"dropout"` stream.
+        documents: ids `(..., T)`: tokens see those of their own document alone, and positions count from its first
+            token, as if each stood alone; neighbouring tokens of one id are one document. None is one document.
         decode: go on from the tokens of earlier calls, whose keys and values are kept in the collection `"cache"` (pass
             `mutable=["cache"]`), any number of tokens at a time. Beyond the context, the logits are NaN.
         lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the rest is padding, behind.
@@ -125,6 +140,9 @@ class GPT(nn.Module):
     """
 
     config: GPTConfig
+    dtype: Any = None
+    remat: bool = False
+    ring: Ring | None = None
 
     @nn.compact
     def __call__(
@@ -133,6 +151,7 @@ class GPT(nn.Module):
         deterministic: bool = True,
         dropout_key: Array | None = None,
         *,
+        documents: Int[Array, "*batch T"] | None = None,
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
@@ -144,25 +163,39 @@ class GPT(nn.Module):
             keys = list(jax.random.split(dropout_key, config.num_layers + 1))
 
         small = nn.initializers.normal(0.02)
-        embedding = nn.Embed(config.vocab_size, config.features, embedding_init=small, name="embedding")
+        embedding = nn.Embed(
+            config.vocab_size, config.features, dtype=self.dtype, embedding_init=small, name="embedding"
+        )
         positions = self.param("positions", small, (config.context_length, config.features))
         x = embedding(tokens)  # (..., T, features)
-        if decode:
-            x = x + positions.at[self._places(tokens, lengths)].get(mode="fill", fill_value=jnp.nan)
+        if documents is None and not decode:
+            placed = jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
         else:
-            x = x + jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
+            places = self._places(tokens, documents, lengths, decode)
+            placed = positions.at[places].get(mode="fill", fill_value=jnp.nan)
+        x = x + placed.astype(x.dtype)
         x = _drop(x, config.dropout_rate, keys[0])
+        block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for layer, key in enumerate(keys[1:]):
-            x = Block(config, name=f"block_{layer}")(x, key, decode, lengths)
-        return embedding.attend(nn.LayerNorm(1e-5, name="norm")(x))  # (..., T, vocab_size)
+            x = block(config, self.dtype, self.ring, name=f"block_{layer}")(x, key, documents, decode, lengths)
+        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
+        table = embedding.embedding.astype(x.dtype)
+        return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
-    def _places(self, tokens: Array, lengths: Array | None) -> Array:
-        """Return the position of each token `(..., T)`, and count the tokens that are real."""
+    def _places(self, tokens: Array, documents: Any, lengths: Array | None, decode: bool) -> Array:
+        """Return the position of each token `(..., T)`; when decoding, count the tokens that are real."""
         *batch, T = tokens.shape
+        here = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, len(batch))
+        if not decode:
+            documents = jnp.asarray(documents)
+            begins = jnp.pad(documents[..., 1:] != documents[..., :-1], [(0, 0)] * len(batch) + [(1, 0)])
+            return here - jax.lax.cummax(jnp.where(begins, here, 0), axis=len(batch))
+        if documents is not None:
+            raise ValueError("documents packs several into a sequence, but decode=True goes on with one: leave one out")
         before = self.get_variable("cache", "length", jnp.zeros(batch, jnp.int32))
         if not self.is_initializing() and self.is_mutable_collection("cache"):
             self.put_variable("cache", "length", before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
-        return before[..., None] + jnp.arange(T).reshape((1,) * len(batch) + (T,))
+        return before[..., None] + here
 
 
 def _drop(x: Array, rate: float, key: Array | None) -> Array:

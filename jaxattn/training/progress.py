@@ -1,13 +1,11 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
 import datetime
-import math
 import os
+import statistics
 import sys
 import time
 from typing import Any
-
-import numpy as np
 
 from jaxattn.extras import require
 
@@ -15,21 +13,19 @@ LINES = 20
 
 
 class Progress:
-    """Shows step, loss, tokens/s and time left; use it as a context, and call `update` after every step.
+    """Shows step, loss, tokens/s and time left; use it as a context, and call `update` when a step's loss is known."""
 
-    `tokens_per_second` is the speed since the first step, which compiles; NaN until a second one is shown.
-    """
-
-    def __init__(self, steps: int, tokens_per_step: int) -> None:
-        self.steps, self.tokens_per_step = steps, tokens_per_step
+    def __init__(self, first: int, steps: int, tokens_per_step: int, quiet: bool = False) -> None:
+        self.steps, self.tokens_per_step, self.quiet = steps, tokens_per_step, quiet
         self.every = max(1, steps // LINES)
-        self.tokens_per_second = math.nan
+        self.seconds: list[float] = []
+        self.last: float | None = None
         self.bar: Any = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not quiet:
             rich = require("rich.progress", extra="train")
             columns = ["step {task.completed}/{task.total}", rich.BarColumn(), "{task.fields[state]}"]
             self.bar = rich.Progress(*columns)
-            self.task = self.bar.add_task("", total=steps, state="compiling")
+            self.task = self.bar.add_task("", total=steps, completed=first, state="compiling")
 
     def __enter__(self) -> "Progress":
         if self.bar is not None:
@@ -40,21 +36,43 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
-    def update(self, step: int, loss: Any) -> None:
-        """Show that `step` steps are done; the loss is waited for only where it is shown."""
-        if step == 1:
-            float(loss)
-            self.started = time.perf_counter()
-        elif step % self.every == 0 or step == self.steps:
-            shown = float(loss)
-            seconds_per_step = (time.perf_counter() - self.started) / (step - 1)
-            self.tokens_per_second = self.tokens_per_step / seconds_per_step
-            left = datetime.timedelta(seconds=round(seconds_per_step * (self.steps - step)))
-            state = f"loss {shown:.3f}  {self.tokens_per_second:,.0f} tokens/s  {left} left"
-            if self.bar is None:
-                say(f"step {step}/{self.steps}  {state}")
-            else:
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed by the median of the steps after the first, which compiles; None before there is one."""
+        return self.tokens_per_step / statistics.median(self.seconds) if self.seconds else None
+
+    def pause(self) -> None:
+        """Leave the time until the next update out of the speed: something else than steps is done."""
+        self.last = None
+
+    def resume(self) -> None:
+        """Begin to measure again."""
+        self.last = time.perf_counter()
+
+    def update(self, step: int, loss: float) -> float | None:
+        """Show that `step` steps are done; return the tokens per second of this one."""
+        now, speed = time.perf_counter(), None
+        if self.last is not None:
+            self.seconds.append(now - self.last)
+            speed = self.tokens_per_step / self.seconds[-1]
+        self.last = now
+        if step % self.every == 0 or step == self.steps:
+            state = f"loss {loss:.3f}"
+            if self.seconds:
+                left = statistics.median(self.seconds[-100:]) * (self.steps - step)
+                state += f"  {self.tokens_per_second:,.0f} tokens/s  {datetime.timedelta(seconds=round(left))} left"
+            if self.bar is not None:
                 self.bar.update(self.task, completed=step, state=state)
+            elif not self.quiet:
+                say(f"step {step}/{self.steps}  {state}")
+        return speed
+
+    def say(self, text: str) -> None:
+        """Print lines above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False)
+        elif not self.quiet:
+            say(text)
 
 
 def say(line: str = "", end: str = "\n") -> None:
@@ -63,11 +81,3 @@ def say(line: str = "", end: str = "\n") -> None:
         print(line, end=end, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def printable(tokens: Any) -> str:
-    """Show bytes as text: UTF-8 where it is, and no control characters that could upset a terminal."""
-    text = np.asarray(tokens, np.uint8).tobytes().decode("utf-8", errors="replace")
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )

@@ -1,31 +1,46 @@
-"""A whole run: text in, a trained model and a verdict out."""
+"""A whole run: text in, a trained model and a verdict out, and whatever happens in between, nothing lost."""
 
 import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from jaxattn.models.generation import generate
 from jaxattn.models.gpt import GPT
+from jaxattn.training.checkpoints import Checkpoints
 from jaxattn.training.config import TrainConfig
-from jaxattn.training.progress import Progress, printable, say
-from jaxattn.training.saving import prepare_directory, save_model
-from jaxattn.training.step import TrainState, init_state, make_optimizer, make_step, next_token_loss
-from jaxattn.training.text import Corpus, batch, bigram_loss, load_corpus
+from jaxattn.training.data import Data, open_data
+from jaxattn.training.devices import gather, make_mesh, parse_mesh, ring_of, spread_batch
+from jaxattn.training.directory import CHECKPOINTS
+from jaxattn.training.journal import Journal, draw_curve
+from jaxattn.training.progress import Progress, say
+from jaxattn.training.saving import save_model
+from jaxattn.training.step import (
+    Measures,
+    choose_parts,
+    init_state,
+    make_evaluation,
+    make_optimizer,
+    make_schedule,
+    make_step,
+)
+from jaxattn.training.text import Batch, batch_places, bigram_loss, make_batch
 
 MARGIN = 0.05  # nats by which the held-out loss must fall before a run counts as having learned
 EVALUATION_BATCHES = 16
 
 
 class Losses(NamedTuple):
-    """Mean losses over fixed batches, in nats for a byte."""
+    """Mean losses over fixed batches, in nats for a token."""
 
     train: float
     held_out: float
@@ -36,10 +51,10 @@ class Outcome(NamedTuple):
 
     before: Losses
     after: Losses
-    bigram: float
-    tokens_per_second: float
+    bigram: float | None
+    tokens_per_second: float | None
     steps: int
-    interrupted: bool
+    signal: int
 
     @property
     def learned(self) -> bool:
@@ -47,123 +62,279 @@ class Outcome(NamedTuple):
         return self.before.held_out - self.after.held_out >= MARGIN
 
 
-def train(config: TrainConfig) -> Outcome:
-    """Train a byte-level GPT, say how it goes, and save it if the configuration names a directory.
+class DivergedError(ArithmeticError):
+    """A loss or gradient is NaN or infinite."""
+
+
+class Run:
+    """One run, from configuration to outcome; the methods stand in the order in which they are called.
 
     Args:
         config: what to train on, for how long, with which sizes.
-
-    Returns:
-        The losses before and after, on fixed batches of both parts of the text.
+        resume: the step to go on from, -1 for the last that was saved, None to begin.
 
     Raises:
         OSError: a text cannot be read, or the directory cannot be written.
-        ValueError: there is too little text.
+        ValueError: there is too little text, the directory holds another run, or sizes do not divide.
     """
-    directory = None if config.out is None else prepare_directory(config.out)
-    corpus = load_corpus(config.text, config.context_length)
-    model = GPT(config.model)
-    init_key, step_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer = make_optimizer(config.steps, config.learning_rate)
-    state = init_state(model, optimizer, init_key)
-    _introduce(config, state, corpus)
 
-    fixed = _fixed_batches(config, corpus)
-    evaluate = _make_evaluation(model, fixed)
-    before = evaluate(state.params)
-    with Progress(config.steps, config.batch_size * config.context_length) as progress:
-        state = _run_steps(config, make_step(model, optimizer, step_key), state, corpus.train, progress)
-    steps = int(state.step)
-    if directory is not None:
-        save_model(directory, config.model, state.params)
-    outcome = Outcome(
-        before=before,
-        after=evaluate(state.params),
-        bigram=bigram_loss(corpus.train, fixed[1]),
-        tokens_per_second=progress.tokens_per_second,
-        steps=steps,
-        interrupted=steps < config.steps,
-    )
-    prompt = fixed[1][0, 0, :32]
-    sample = generate(model, state.params, jnp.asarray(prompt), 200, key=sample_key, temperature=0.8)
-    _report(outcome, printable(prompt), printable(sample), directory)
-    return outcome
+    def __init__(self, config: TrainConfig, resume: int | None = None) -> None:
+        self.config = config
+        self.speaks = jax.process_index() == 0
+        self.mesh = make_mesh(parse_mesh(config.mesh), config.batch_size, config.heads, config.context_length)
+        self.data: Data = open_data(config, resume is not None)
+        sizes = config.model(self.data.tokenizer.vocab_size)
+        dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+        self.model = GPT(sizes, dtype, config.remat, ring_of(self.mesh))
+        init_key, self.step_key, self.sample_key = jax.random.split(jax.random.key(config.seed), 3)
+        self.schedule = make_schedule(config.steps, config.learning_rate)
+        self.state = init_state(self.model, make_optimizer(self.schedule), init_key, self.mesh)
+        self.fixed = self._fixed_batches()
+        self.evaluate = _make_losses(self.model, self.mesh, self.fixed)
+        self.checkpoints = None if self.directory is None else Checkpoints(self.directory / CHECKPOINTS)
+        self.resumed = resume
 
+    @property
+    def directory(self) -> Path | None:
+        """Where the run is kept, if anywhere."""
+        return self.data.directory
 
-def _fixed_batches(config: TrainConfig, corpus: Corpus) -> list[np.ndarray]:
-    """Batches to measure on, before and after: `(EVALUATION_BATCHES, B, context_length + 1)` of either part."""
-    return [
-        np.stack(
-            [
-                batch(text, config.batch_size, config.context_length + 1, (config.seed, 0, part, number))
+    def train(self) -> Outcome:
+        """Train, say how it goes, save, and say what came of it.
+
+        Raises:
+            DivergedError: a loss was NaN or infinite; what was saved before is intact.
+            OSError: the disk is full; what was saved before is intact.
+            ValueError: a checkpoint is damaged.
+        """
+        self._introduce()
+        before = self.evaluate(self.state.params)
+        self._go_back_to_the_checkpoint()
+        first = int(self.state.step)
+        keeps = self.directory if self.speaks else None
+        self.journal = Journal(keeps, first, self.config.tensorboard)
+        tokens = self.config.batch_size * self.config.context_length
+        self.progress = Progress(first, self.config.steps, tokens, quiet=not self.speaks)
+        try:
+            with _stop_signals() as self.stopped, self.progress:
+                stopped = self._steps()
+            params = gather(self.mesh, self.state.params)
+            if keeps is not None:
+                save_model(keeps, self.model.config, params)
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
+        except OSError as error:
+            raise self._explained(error) from error
+        finally:
+            self.journal.close()
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+        if keeps is not None:
+            draw_curve(keeps, self.data.unit)
+        steps = int(self.state.step)
+        outcome = Outcome(
+            before=before,
+            after=self.evaluate(self.state.params),
+            bigram=bigram_loss(self.data.corpus.train, self.fixed[1], self.model.config.vocab_size),
+            tokens_per_second=self.progress.tokens_per_second,
+            steps=steps,
+            signal=stopped if steps < self.config.steps else 0,
+        )
+        if self.speaks:
+            self._report(outcome, params)
+        return outcome
+
+    def _go_back_to_the_checkpoint(self) -> None:
+        if self.checkpoints is None or self.resumed is None:
+            return
+        steps = self.checkpoints.steps()
+        if not steps and self.resumed < 0:
+            self._say(f"{self.directory} holds no checkpoint yet: starting from the beginning")
+            return
+        step = steps[-1] if self.resumed < 0 else self.resumed
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise ValueError(f"--resume {step}: no complete checkpoint of that step is there, but {there}")
+        try:
+            self.state = self.checkpoints.restore(step, self.state)
+        except ValueError as error:
+            earlier = self.checkpoints.whole_before(step, self.state)
+            offer = (
+                "no complete one stands before it: begin anew with another --out"
+                if earlier is None
+                else f"the one of step {earlier} is complete: {self._command(earlier)} goes on from there"
+            )
+            raise ValueError(f"{error}; {offer}") from None
+        self.checkpoints.forget_after(step)
+        self._say(f"going on from step {step}")
+
+    def _steps(self) -> int:
+        """Take the steps that are left, each one's loss looked at while the next runs; return a signal that came."""
+        config, step = self.config, make_step(self.model, self.schedule, self.step_key, self.mesh, self._parts())
+        first, before = int(self.state.step) + 1, None
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._batch, first)
+            for number in range(first, config.steps + 1):
+                batch = coming.result()
+                if number < config.steps:
+                    coming = reader.submit(self._batch, number + 1)
+                self.state, measures = step(self.state, batch)
+                if before is not None:
+                    self._look_at(number - 1, before)
+                before = measures
+                stopped = self._asked_to_stop()
+                if stopped or number % config.save_every == 0 or number == config.steps:
+                    self._look_at(number, measures)
+                    before = None
+                    self.progress.pause()
+                    self._save(number, hurry=stopped > 0 and number < config.steps)
+                    self.progress.resume()
+                if stopped:
+                    return stopped
+        return 0
+
+    def _look_at(self, number: int, measures: Measures) -> None:
+        loss, norm, rate = (float(measure) for measure in measures)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            train, length = self.data.corpus.train, self.config.context_length + 1
+            places = batch_places(train, self.config.batch_size, length, (self.config.seed, number))
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+            steps = [] if self.checkpoints is None else self.checkpoints.steps()
+            last = f"the last good checkpoint is {self._command(steps[-1])}" if steps else "no checkpoint was saved"
+            raise DivergedError(
+                f"at step {number} {what}, on the sequences that begin at {self.data.unit} "
+                f"{', '.join(map(str, places))} of the training text; {last}; try a lower --learning-rate"
+            )
+        speed = self.progress.update(number, loss)
+        values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        self.journal.write(number, **values | ({} if speed is None else {"tokens_per_second": speed}))
+
+    def _save(self, number: int, hurry: bool) -> None:
+        """Measure the held-out loss, show a sample, and save; in a hurry, save alone."""
+        held_out = None
+        if not hurry:
+            held_out = self.evaluate(self.state.params).held_out
+            sample = self._sample(gather(self.mesh, self.state.params), 60) if number < self.config.steps else ""
+            self.journal.write(number, held_out_loss=held_out, **{"sample": sample} if sample else {})
+            self.progress.say(f"step {number}: held-out loss {held_out:.4f} nats per {self.data.unit}")
+            if sample:
+                self.progress.say("  " + repr(sample))
+        if self.checkpoints is not None:
+            self.checkpoints.save(number, self.state, held_out)
+            if hurry:
+                self.checkpoints.wait()
+
+    def _sample(self, params: Any, length: int) -> str:
+        """Continue the first held-out sequence."""
+        prompt = self.fixed[1].tokens[0, 0, :32]
+        key = jax.random.fold_in(self.sample_key, length)
+        tokens = generate(GPT(self.model.config), params, jnp.asarray(prompt), length, key=key, temperature=0.8)
+        return self.data.tokenizer.decode(np.asarray(tokens))
+
+    def _batch(self, number: int) -> Batch:
+        seed = (self.config.seed, number)
+        batch = make_batch(self.data.corpus.train, self.config.batch_size, self.config.context_length + 1, seed)
+        return spread_batch(self.mesh, batch)
+
+    def _fixed_batches(self) -> list[Batch]:
+        """Batches to measure on: `(EVALUATION_BATCHES, B, context_length + 1)` of either part."""
+        config, fixed = self.config, []
+        for part, text in enumerate(self.data.corpus):
+            batches = [
+                make_batch(text, config.batch_size, config.context_length + 1, (config.seed, 0, part, number))
                 for number in range(EVALUATION_BATCHES)
             ]
-        )
-        for part, text in enumerate(corpus)
-    ]
+            fixed.append(jax.tree.map(lambda *arrays: np.stack(arrays), *batches))
+        return fixed
+
+    def _parts(self) -> int:
+        config = self.config
+        if not config.accumulate:
+            return choose_parts(config.batch_size, config.context_length, self.mesh)
+        share = config.batch_size // self.mesh.shape["data"]
+        if share % config.accumulate:
+            raise ValueError(
+                f"--accumulate {config.accumulate} does not divide the {share} sequences that a device has in a step"
+            )
+        return config.accumulate
+
+    def _explained(self, error: OSError) -> OSError:
+        """Say what a full disk left intact."""
+        steps = [] if self.checkpoints is None else self.checkpoints.steps()
+        if not steps:
+            return error
+        return OSError(f"{error}; the checkpoint of step {steps[-1]} is intact: {self._command()} goes on from there")
+
+    def _asked_to_stop(self) -> int:
+        """Return the signal that came; where several processes train together, the one that came to any of them."""
+        if jax.process_count() == 1:
+            return self.stopped()
+        return int(np.max(multihost_utils.process_allgather(np.array(self.stopped()))))
+
+    def _command(self, step: int | None = None) -> str:
+        return f"python scripts/train.py --out {self.directory} --resume" + ("" if step is None else f" {step}")
+
+    def _say(self, line: str = "") -> None:
+        if self.speaks:
+            say(line)
+
+    def _introduce(self) -> None:
+        config, data = self.config, self.data
+        count, (train, held_out) = sum(leaf.size for leaf in jax.tree.leaves(self.state.params)), data.corpus
+        axes = " × ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1) or "1"
+        kind, sizes = self.mesh.devices.flat[0], f"{config.layers} layers, {config.heads} heads, width {config.width}"
+        self._say(f"text       {data.name}: {len(train):,} {data.unit}s to learn from, {len(held_out):,} held out")
+        self._say(f"model      GPT, {sizes}, {count:,} parameters")
+        self._say(f"devices    {axes}, {kind.platform} ({kind.device_kind}), jax {jax.__version__}")
+
+    def _report(self, outcome: Outcome, params: Any) -> None:
+        unit = self.data.unit
+
+        def loss(nats: float) -> str:
+            return f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per {unit}"
+
+        say()
+        for name, before, after in zip(("training", "held-out"), outcome.before, outcome.after, strict=True):
+            say(f"{name} loss before   {loss(before)}")
+            say(f"{name} loss after    {loss(after)}")
+        if outcome.bigram is not None:
+            say(f"bigram's held-out loss {loss(outcome.bigram)}, the yardstick: counted on the same text")
+        prompt = self.data.tokenizer.decode(self.fixed[1].tokens[0, 0, :32])
+        say(f"\nsample, after the held-out text {prompt!r}:\n{self._sample(params, 200)}\n")
+        if self.directory is not None:
+            say(f"saved in {self.directory}: python scripts/generate.py {self.directory}")
+        if outcome.tokens_per_second is not None:
+            say(f"{outcome.tokens_per_second:,.0f} tokens/s on {jax.devices()[0].platform}")
+        if outcome.signal:
+            going_on = "" if self.directory is None else f": {self._command()} goes on"
+            say(f"stopped after {outcome.steps} steps, as asked{going_on}")
+        fall = outcome.before.held_out - outcome.after.held_out
+        verdict = "went down" if outcome.learned else "did not go down"
+        say(f"The held-out loss {verdict}: it fell by {fall:.4f} nats, and {MARGIN} is what counts.")
 
 
-def _make_evaluation(model: GPT, fixed: list[np.ndarray]) -> Callable[[Any], Losses]:
-    @jax.jit
-    def mean_loss(params: Any, batches: Array) -> Array:
-        return jax.lax.map(lambda tokens: next_token_loss(model, params, tokens), batches).mean()
-
-    return lambda params: Losses(*(float(mean_loss(params, jnp.asarray(batches))) for batches in fixed))
-
-
-def _run_steps(
-    config: TrainConfig,
-    step: Callable[[TrainState, Array], tuple[TrainState, Array]],
-    state: TrainState,
-    text: np.ndarray,
-    progress: Progress,
-) -> TrainState:
-    with _stop_signals() as stopped:
-        for count in range(1, config.steps + 1):
-            tokens = batch(text, config.batch_size, config.context_length + 1, (config.seed, count))
-            state, loss = step(state, jnp.asarray(tokens))
-            progress.update(count, loss)
-            if stopped():
-                break
-    return state
+def _make_losses(model: GPT, mesh: Mesh, fixed: list[Batch]) -> Callable[[Any], Losses]:
+    evaluation, batches = make_evaluation(model, mesh), [spread_batch(mesh, batch, axis=1) for batch in fixed]
+    return lambda params: Losses(*(float(evaluation(params, part)) for part in batches))
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Let the step in progress end on SIGINT and SIGTERM, so that what was learned is saved."""
+def _stop_signals() -> Iterator[Callable[[], int]]:
+    """Let the step in progress end on SIGINT and SIGTERM, so that what was learned is saved; tell which came.
+
+    A second one does not wait.
+    """
     seen: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            raise KeyboardInterrupt
+
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda number, _: seen.append(number)) for number in numbers]
+    previous = [signal.signal(number, note) for number in numbers]
     try:
-        yield lambda: bool(seen)
+        yield lambda: seen[0] if seen else 0
     finally:
         for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)
-
-
-def _introduce(config: TrainConfig, state: TrainState, corpus: Corpus) -> None:
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    text = ", ".join(config.text) or "the source of Python's standard library"
-    say(f"text       {text}: {len(corpus.train):,} bytes to learn from, {len(corpus.held_out):,} held out")
-    say(f"model      GPT, {config.layers} layers, {config.heads} heads, width {config.width}, {count:,} parameters")
-    say(f"device     {jax.devices()[0].platform} ({jax.devices()[0].device_kind}), jax {jax.__version__}")
-
-
-def _report(outcome: Outcome, prompt: str, sample: str, directory: Path | None) -> None:
-    def loss(nats: float) -> str:
-        return f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per byte"
-
-    say()
-    for name, before, after in zip(("training", "held-out"), outcome.before, outcome.after, strict=True):
-        say(f"{name} loss before   {loss(before)}")
-        say(f"{name} loss after    {loss(after)}")
-    say(f"bigram's held-out loss {loss(outcome.bigram)}, the yardstick: counted on the same text")
-    say(f"{outcome.tokens_per_second:,.0f} tokens/s on {jax.devices()[0].platform}")
-    say(f"\nsample, after the held-out text {prompt!r}:\n{sample}\n")
-    if directory is not None:
-        say(f"saved in {directory}: python scripts/generate.py {directory}")
-    if outcome.interrupted:
-        say(f"stopped after {outcome.steps} steps, as asked")
-    fall = outcome.before.held_out - outcome.after.held_out
-    verdict = "went down" if outcome.learned else "did not go down"
-    say(f"The held-out loss {verdict}: it fell by {fall:.4f} nats, and {MARGIN} is what counts.")

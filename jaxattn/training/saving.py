@@ -39,8 +39,8 @@ def save_model(directory: Path, config: GPTConfig, params: Any) -> None:
         ImportError: safetensors is not installed.
     """
     arrays = {name: np.asarray(array) for name, array in flatten_dict(params, sep=".").items()}
-    _write(directory / PARAMETERS, require("safetensors.numpy", extra="train").save(arrays))
-    _write(directory / CONFIGURATION, json.dumps(dataclasses.asdict(config), indent=1).encode())
+    write_whole(directory / PARAMETERS, require("safetensors.numpy", extra="train").save(arrays))
+    write_whole(directory / CONFIGURATION, json.dumps(dataclasses.asdict(config), indent=1).encode())
 
 
 def load_model(directory: str | Path) -> tuple[GPT, Any]:
@@ -76,7 +76,12 @@ def load_model(directory: str | Path) -> tuple[GPT, Any]:
     return model, unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep=".")
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there complete or as it was.
+
+    Raises:
+        OSError: the disk is full, or the directory cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content)

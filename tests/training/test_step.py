@@ -6,50 +6,110 @@ import pytest
 from jax import export
 
 from jaxattn import GPT, GPTConfig
-from jaxattn.training.step import init_state, make_optimizer, make_step, next_token_loss
+from jaxattn.training.devices import make_mesh
+from jaxattn.training.step import (
+    init_state,
+    make_evaluation,
+    make_optimizer,
+    make_schedule,
+    make_step,
+    next_token_loss,
+)
+from jaxattn.training.text import Batch
 
 CONFIG = GPTConfig(256, 8, 2, 2, 8, dropout_rate=0.2)
-TOKENS = jax.random.randint(jax.random.key(0), (4, 9), 0, 256).astype(jnp.uint8)
+BATCH = Batch(jax.random.randint(jax.random.key(0), (4, 9), 0, 256))
+DOCUMENTS = jnp.array([[1] * 9, [1, 1, 1, 2, 2, 2, 2, 3, 3], [1, 2, 3, 3, 3, 3, 0, 0, 0], [1] * 4 + [0] * 5])
 
 
-def fresh(config=CONFIG, learning_rate=1e-2, steps=60):
-    model, optimizer = GPT(config), make_optimizer(steps, learning_rate)
-    return model, init_state(model, optimizer, jax.random.key(0)), make_step(model, optimizer, jax.random.key(1))
+def fresh(config=CONFIG, learning_rate=1e-2, steps=60, parts=1, **options):
+    model, schedule = GPT(config, **options), make_schedule(steps, learning_rate)
+    mesh = make_mesh({"data": 1}, 4, config.num_heads, config.context_length)
+    state = init_state(model, make_optimizer(schedule), jax.random.key(0), mesh)
+    return model, state, make_step(model, schedule, jax.random.key(1), mesh, parts)
 
 
-def test_the_loss_is_the_mean_negative_log_probability_of_the_next_byte():
-    model, state, _ = fresh()
-    logits = np.asarray(model.apply({"params": state.params}, TOKENS[:, :-1].astype(jnp.int32)), np.float64)
+def losses_of(model, params, batch):
+    """Each next token's loss `(B, T)` in float64, written out plainly."""
+    logits = np.asarray(model.apply({"params": params}, batch.tokens[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = -np.take_along_axis(log_p, np.asarray(TOKENS[:, 1:, None], np.int64), -1).mean()
-    assert next_token_loss(model, state.params, TOKENS) == pytest.approx(expected, rel=1e-5)
+    return -np.take_along_axis(log_p, np.asarray(batch.tokens[:, 1:, None], np.int64), -1)[..., 0]
+
+
+def test_the_loss_is_the_mean_negative_log_probability_of_the_next_token():
+    model, state, _ = fresh()
+    expected = losses_of(model, state.params, BATCH).mean()
+    assert next_token_loss(model, state.params, BATCH) == pytest.approx(expected, rel=1e-5)
+    evaluate = make_evaluation(model, make_mesh({"data": 1}, 4, 2, 8))
+    stacked = Batch(jnp.stack([BATCH.tokens] * 3))
+    assert evaluate(state.params, stacked) == pytest.approx(expected, rel=1e-5)
+
+
+def test_packed_documents_lose_what_they_lose_alone_and_padding_nothing():
+    model, state, _ = fresh()
+    alone = []
+    for tokens, documents in zip(BATCH.tokens, DOCUMENTS, strict=True):
+        for document in range(1, int(documents.max()) + 1):
+            alone += list(losses_of(model, state.params, Batch(tokens[documents == document][None]))[0])
+    packed = Batch(BATCH.tokens, DOCUMENTS)
+    assert next_token_loss(model, state.params, packed) == pytest.approx(np.mean(alone), rel=1e-5)
+    other = Batch(jnp.where(DOCUMENTS > 0, BATCH.tokens, 7), DOCUMENTS)
+    assert next_token_loss(model, state.params, other) == next_token_loss(model, state.params, packed)
 
 
 def test_learns_a_batch_by_heart():
     _, state, step = fresh(GPTConfig(256, 8, 2, 2, 32), steps=150)
     losses = []
     for _ in range(150):
-        state, loss = step(state, TOKENS)
-        losses.append(float(loss))
+        state, measures = step(state, BATCH)
+        losses.append(float(measures.loss))
     assert losses[0] == pytest.approx(np.log(256), rel=0.05)
     assert losses[-1] < 0.5
 
 
-def test_the_same_seed_gives_the_same_losses_to_the_last_bit_and_each_step_drops_other_cells():
-    def losses(learning_rate):
-        _, state, step = fresh(learning_rate=learning_rate)
-        out = []
-        for _ in range(5):
-            state, loss = step(state, TOKENS)
-            out.append(float(loss))
-        return out
+def run(steps=5, batch=BATCH, **options):
+    _, state, step = fresh(**options)
+    losses = []
+    for _ in range(steps):
+        state, measures = step(state, batch)
+        losses.append(float(measures.loss))
+    return losses, state.params
 
-    assert losses(1e-2) == losses(1e-2)
-    assert len(set(losses(0.0))) == 5  # the parameters stand still, so what differs is dropout
+
+def test_the_same_seed_gives_the_same_losses_to_the_last_bit_and_each_step_drops_other_cells():
+    assert run()[0] == run()[0]
+    assert len(set(run(learning_rate=0.0)[0])) == 5  # the parameters stand still, so what differs is dropout
+
+
+@pytest.mark.parametrize("options", [{"parts": 2}, {"parts": 4}, {"remat": True}], ids=str)
+@pytest.mark.parametrize("batch", [BATCH, Batch(BATCH.tokens, DOCUMENTS)], ids=["one document", "packed"])
+def test_parts_and_remat_change_nothing_but_rounding(options, batch):
+    """With dropout: what is dropped follows from the example, not from the part that it is in."""
+    np.testing.assert_allclose(run(5, batch)[0], run(5, batch, **options)[0], rtol=1e-5)
+
+
+def test_the_gradients_norm_is_that_of_finite_differences():
+    model, state, step = fresh(GPTConfig(16, 4, 1, 1, 4))
+    batch = Batch(BATCH.tokens[:, :5] % 16)
+    flat, restore = jax.flatten_util.ravel_pytree(state.params)
+    with jax.enable_x64():
+        flat = jnp.asarray(np.asarray(flat, np.float64))
+        restore = jax.flatten_util.ravel_pytree(jax.tree.map(lambda p: np.asarray(p, np.float64), state.params))[1]
+        loss = jax.jit(lambda flat: next_token_loss(model, restore(flat), batch))
+        slopes = jax.lax.map(lambda e: (loss(flat + 1e-5 * e) - loss(flat - 1e-5 * e)) / 2e-5, jnp.eye(len(flat)))
+        expected = float(jnp.linalg.norm(slopes))
+    assert float(step(state, batch)[1].gradient_norm) == pytest.approx(expected, rel=1e-3)
+
+
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters():
+    (losses, _), (others, params) = run(3), run(3, dtype=jnp.bfloat16)
+    assert losses != others
+    np.testing.assert_allclose(losses, others, rtol=1e-2)
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 def test_weight_decay_pulls_on_matrices_alone():
-    optimizer = make_optimizer(10, 1.0)
+    optimizer = make_optimizer(make_schedule(10, 1.0))
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(params)
     for _ in range(2):
@@ -59,13 +119,21 @@ def test_weight_decay_pulls_on_matrices_alone():
     assert (params["bias"] == 1).all()
 
 
+def test_the_learning_rate_warms_up_and_decays():
+    schedule = make_schedule(100, 1.0)
+    rates = [float(schedule(step)) for step in range(100)]
+    assert rates[0] == 0
+    assert rates[5] == max(rates) == 1
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
 def test_the_step_takes_its_state_over():
     _, state, step = fresh()
-    step(state, TOKENS)
+    step(state, BATCH)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
 def test_the_step_lowers_for_cpu_cuda_and_tpu():
     _, state, step = fresh()
-    exported = export.export(step, platforms=("cpu", "cuda", "tpu"))(state, TOKENS)
+    exported = export.export(step, platforms=("cpu", "cuda", "tpu"))(state, BATCH)
     assert exported.platforms == ("cpu", "cuda", "tpu")

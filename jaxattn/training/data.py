@@ -1,0 +1,80 @@
+"""What a run learns from: its tokenizer, and its text as files of tokens."""
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxattn.training.config import TrainConfig
+from jaxattn.training.directory import TOKENS, fingerprints, open_directory
+from jaxattn.training.saving import write_whole
+from jaxattn.training.text import Corpus, make_corpus, standard_library
+from jaxattn.training.tokenizer import FILE, Tokenizer, bytes_tokenizer, learn_bpe, read_tokenizer, write_tokens
+
+Result = TypeVar("Result")
+
+
+class Data(NamedTuple):
+    """A corpus, how its tokens read, what it is called, what one token is called, and the run's directory."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    name: str
+    unit: str
+    directory: Path | None
+
+
+def open_data(config: TrainConfig, resume: bool) -> Data:
+    """Open the run's directory and its text; make tokens of it where they are not there yet.
+
+    Raises:
+        OSError: a text cannot be read, or the directory cannot be written.
+        ValueError: there is too little text, or the directory holds another run.
+        ImportError: tokenizers is not installed.
+    """
+    files = [Path(name) for name in config.text] or standard_library()
+    name = ", ".join(config.text) or "the source of Python's standard library"
+    texts = fingerprints(files)
+    if config.tokenizer == "bytes":
+        # Before the directory is made, so that what is wrong with a text leaves nothing behind.
+        corpus = make_corpus(files, config.context_length)
+    directory = None if config.out is None else _first_process_first(lambda: open_directory(config, texts, resume))
+    if config.tokenizer == "bytes":
+        return Data(corpus, bytes_tokenizer(), name, "byte", directory)
+    place = directory or _temporary()
+
+    def make_tokens() -> tuple[Tokenizer, list[Path], str]:
+        kept = place / FILE
+        if not kept.exists():
+            named = config.tokenizer != "bpe"
+            content = Path(config.tokenizer).read_text() if named else learn_bpe(files, config.vocab_size)
+            write_whole(kept, content.encode())
+        tokenizer = read_tokenizer(kept)
+        return tokenizer, *write_tokens(tokenizer, files, place / TOKENS)
+
+    tokenizer, tokens, dtype = _first_process_first(make_tokens)
+    corpus = make_corpus(tokens, config.context_length, dtype, tokenizer.separator)
+    return Data(corpus, tokenizer, name, "token", directory)
+
+
+def _temporary() -> Path:
+    """Make a directory that goes when the program ends."""
+    place = Path(tempfile.mkdtemp(prefix="jaxattn-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return place
+
+
+def _first_process_first(make: Callable[[], Result]) -> Result:
+    """Make something on disk; of several processes the first makes it, and the others find it made."""
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("made")
+        return make()
+    result = make()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("made")
+    return result

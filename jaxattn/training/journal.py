@@ -1,0 +1,84 @@
+"""What happened at each step, as lines of JSON, as TensorBoard's scalars, and as a curve."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jaxattn.extras import require
+
+FILE = "log.jsonl"
+
+
+class Journal:
+    """Writes one line for each record at once, so that a run that is killed keeps all; without a directory, nothing.
+
+    Lines after step `until`, of a run that goes on from there, are dropped.
+    """
+
+    def __init__(self, directory: Path | None, until: int, tensorboard: bool = False) -> None:
+        self._file: Any = None
+        self._board: Any = None
+        if directory is None:
+            return
+        kept = [json.dumps(record) + "\n" for record in read_journal(directory) if record["step"] <= until]
+        partial = directory / (FILE + ".partial")
+        partial.write_text("".join(kept))
+        partial.replace(directory / FILE)
+        self._file = open(directory / FILE, "a")  # noqa: SIM115
+        if tensorboard:
+            writer = require("tensorboardX", extra="tensorboard").SummaryWriter
+            self._board = writer(str(directory / "tensorboard"), purge_step=until + 1)
+
+    def write(self, step: int, **values: float | str) -> None:
+        """Note values of a step; a number that is none becomes null."""
+        if self._file is None:
+            return
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps({"step": step} | plain) + "\n")
+        self._file.flush()
+        for name, value in values.items() if self._board is not None else ():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """End the files."""
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
+
+
+def read_journal(directory: Path) -> list[dict[str, Any]]:
+    """Return the records of a run, but for a last line that was never finished."""
+    path, records = directory / FILE, []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [record for record in records if isinstance(record, dict) and "step" in record]
+
+
+def draw_curve(directory: Path, unit: str) -> None:
+    """Draw the losses of a run as `loss.png` and `loss.svg`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", extra="train")
+    figure = require("matplotlib.figure", extra="train").Figure(figsize=(7, 4), layout="constrained")
+    axes, records = figure.add_subplot(), read_journal(directory)
+    for name, label, style in (
+        ("loss", "training, each step", {"linewidth": 0.7, "alpha": 0.6}),
+        ("held_out_loss", "held out", {"marker": "o", "markersize": 3}),
+    ):
+        points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(xlabel="step", ylabel=f"loss, nats per {unit}")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    with matplotlib.rc_context({"svg.hashsalt": "jaxattn"}):
+        figure.savefig(directory / "loss.png", dpi=150)
+        figure.savefig(directory / "loss.svg", metadata={"Date": None})

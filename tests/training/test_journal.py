@@ -1,0 +1,57 @@
+import json
+import math
+
+import pytest
+
+from jaxattn.training.journal import Journal, draw_curve, read_journal
+
+
+@pytest.fixture
+def written(tmp_path):
+    journal = Journal(tmp_path, until=0)
+    for step in range(1, 6):
+        journal.write(step, loss=1 / step)
+    journal.write(5, held_out_loss=0.5, sample="a fox")
+    journal.close()
+    return tmp_path
+
+
+def test_every_record_is_a_line_of_json(written):
+    records = [json.loads(line) for line in (written / "log.jsonl").read_text().splitlines()]
+    assert records == read_journal(written)
+    assert records[2] == {"step": 3, "loss": 1 / 3}
+    assert records[-1] == {"step": 5, "held_out_loss": 0.5, "sample": "a fox"}
+
+
+def test_a_run_that_goes_on_drops_what_comes_after(written):
+    with open(written / "log.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # killed in the middle of a line
+    journal = Journal(written, until=3)
+    journal.write(4, loss=math.nan)
+    journal.close()
+    assert [record["step"] for record in read_journal(written)] == [1, 2, 3, 4]
+    assert read_journal(written)[-1]["loss"] is None
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Journal(None, until=0).write(1, loss=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_curve_is_drawn_and_is_the_same_again(written):
+    draw_curve(written, "byte")
+    first = (written / "loss.svg").read_bytes()
+    assert b"held out" in first or b"<svg" in first
+    assert (written / "loss.png").read_bytes().startswith(b"\x89PNG")
+    draw_curve(written, "byte")
+    assert (written / "loss.svg").read_bytes() == first
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    pytest.importorskip("tensorboardX", reason="writes TensorBoard's files: install the extra tensorboard")
+    journal = Journal(tmp_path, until=0, tensorboard=True)
+    journal.write(1, loss=1.0, sample="no number")
+    journal.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in file.read_bytes()

@@ -1,0 +1,232 @@
+"""Whole runs: stopped in every way and gone on with, on many devices, on texts larger than memory."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxattn.training.config import TrainConfig
+from jaxattn.training.directory import saved_config
+from jaxattn.training.run import DivergedError, Run
+
+SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    rng = np.random.default_rng(0)
+    path.write_text(
+        " ".join(rng.choice(["the", "old", "dog", "chased", "a", "quick", "fox", "which", "bit", "him"], 3000))
+    )
+    return str(path)
+
+
+@pytest.fixture
+def small(text):
+    """A configuration that trains in no time."""
+    return TrainConfig(
+        text=(text,), layers=1, heads=2, width=16, context_length=16, batch_size=4, dropout=0.1, steps=60, save_every=7,
+        mesh="data=1",
+    )  # fmt: skip
+
+
+def on_devices(number):
+    """The environment of a process; its compiled programs are not kept, for it may die while it writes them."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+
+
+def start(*arguments):
+    command = [sys.executable, "-u", str(SCRIPT), *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=on_devices(1), stdout=pipe, stderr=pipe, text=True)
+
+
+def options(config):
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return [
+        part
+        for name, value in given.items()
+        if value not in ("", None, False)
+        for part in ("--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else [value]))
+    ]
+
+
+def wait_for_step(directory, step, process):
+    log = Path(directory) / "log.jsonl"
+    while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
+        time.sleep(0.005)
+
+
+def facts(directory):
+    """What a run wrote about every step, but for its speed."""
+    records = [json.loads(line) for line in (Path(directory) / "log.jsonl").read_text().splitlines()]
+    return {(r["step"], name): value for r in records for name, value in r.items() if name != "tokens_per_second"}
+
+
+def test_a_run_killed_again_and_again_ends_as_one_never_stopped(small, tmp_path):
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
+    outcome = Run(dataclasses.replace(small, out=whole)).train()
+    assert outcome.learned
+    for arguments, step in (options(dataclasses.replace(small, out=killed)), 18), (["--out", killed, "--resume"], 45):
+        with start(*arguments) as process:
+            wait_for_step(killed, step, process)
+            process.kill()
+            said = process.communicate()[0]
+    assert re.search(r"going on from step (7|14)\n", said)
+    again = Run(saved_config(killed), resume=-1).train()
+    assert again.steps == 60
+    for name in ("model.safetensors", "config.json"):
+        assert (Path(whole) / name).read_bytes() == (Path(killed) / name).read_bytes()
+    assert facts(whole) == facts(killed)
+    assert sorted(os.listdir(Path(killed) / "checkpoints"))[-1] == "60"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_run_and_says_how_to_go_on(small, tmp_path, number):
+    with start(*options(dataclasses.replace(small, steps=10**6, save_every=10**6, out=str(tmp_path)))) as process:
+        wait_for_step(tmp_path, 20, process)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert stderr == ""
+    steps = int(
+        re.search(r"stopped after (\d+) steps, as asked: python scripts/train.py --out \S+ --resume goes on", stdout)[1]
+    )
+    assert steps >= 20
+    assert os.listdir(tmp_path / "checkpoints") == [str(steps)]
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_the_same_seed_gives_the_same_run(small):
+    first, again, other = (Run(dataclasses.replace(small, steps=3, seed=seed)).train() for seed in (7, 7, 8))
+    assert first.after == again.after != other.after
+
+
+def test_a_finished_run_goes_on_to_its_report(small, tmp_path):
+    config = dataclasses.replace(small, steps=5, out=str(tmp_path))
+    first, again = Run(config).train(), Run(saved_config(config.out), resume=-1).train()
+    assert (first.before, first.after, first.bigram) == (again.before, again.after, again.bigram)
+    assert again.tokens_per_second is None
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered_and_works(small, tmp_path):
+    config = dataclasses.replace(small, steps=14, out=str(tmp_path))
+    Run(config).train()
+    expected = (tmp_path / "model.safetensors").read_bytes()
+    files = [file for file in (tmp_path / "checkpoints" / "14").rglob("*") if file.is_file()]
+    max(files, key=lambda file: file.stat().st_size).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoints/14 is damaged.*step 7 is complete.*--resume 7 goes on"):
+        Run(config, resume=-1).train()
+    with pytest.raises(ValueError, match=r"--resume 8: no complete checkpoint of that step is there, but 7, 14"):
+        Run(config, resume=8).train()
+    (tmp_path / "model.safetensors").unlink()
+    Run(config, resume=7).train()
+    assert (tmp_path / "model.safetensors").read_bytes() == expected
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(small, tmp_path):
+    config = dataclasses.replace(small, learning_rate=1e9, save_every=1, out=str(tmp_path))
+    with pytest.raises(DivergedError, match=r"at step \d+ .* at byte \d+, \d+, \d+, \d+ of.* last good checkpoint is"):
+        Run(config).train()
+    assert not (tmp_path / "model.safetensors").exists()
+    losses = [value for (_, name), value in facts(tmp_path).items() if name == "loss"]
+    assert losses
+    assert all(map(math.isfinite, losses))
+
+
+def test_a_run_learns_words_as_well_as_bytes(small, tmp_path):
+    outcome = Run(
+        dataclasses.replace(small, tokenizer="bpe", vocab_size=300, steps=20, out=str(tmp_path / "a"))
+    ).train()
+    assert outcome.learned
+    assert outcome.before.held_out == pytest.approx(math.log(300), rel=0.05)
+    own = dataclasses.replace(
+        small, tokenizer=str(tmp_path / "a" / "tokenizer.json"), steps=20, out=str(tmp_path / "b")
+    )
+    assert Run(own).train().after == outcome.after
+    Path(own.tokenizer).unlink()  # the run keeps its own
+    assert Run(saved_config(own.out), resume=-1).train().after == outcome.after
+
+
+def test_eight_devices_give_the_losses_of_one(text):
+    program = f"""
+        import json
+        from jaxattn.training.config import TrainConfig
+        from jaxattn.training.run import Run
+        sizes = dict(text=({text!r},), layers=1, heads=2, width=8, context_length=8, batch_size=8, steps=5)
+        runs = [("data=1", 0.0), ("data=2,model=2,seq=2", 0.0), ("data=4,model=2", 0.0), ("data=1", 0.2), ("", 0.2)]
+        for mesh, dropout in runs:
+            run = Run(TrainConfig(**sizes, mesh=mesh, dropout=dropout))
+            run._report = lambda outcome, params: print("OUT", json.dumps([*outcome.before, *outcome.after]))
+            run.train()
+    """
+    command, environment = [sys.executable, "-c", textwrap.dedent(program)], on_devices(8)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "devices    data 8," in finished.stdout
+    plain, split, halved, dropping, spread = (
+        json.loads(line[4:]) for line in finished.stdout.splitlines() if line.startswith("OUT")
+    )
+    np.testing.assert_allclose([split, halved], [plain, plain], rtol=1e-5)
+    np.testing.assert_allclose(spread, dropping, rtol=1e-5)
+
+
+def test_two_processes_train_together_and_one_goes_on(small, tmp_path):
+    config = dataclasses.replace(small, mesh="", dropout=0.0, steps=10**6, out=str(tmp_path / "two"))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        place = f"localhost:{probe.getsockname()[1]}"
+    together = ["--coordinator", place, "--processes", 2, "--process"]
+    with start(*options(config), *together, 0) as first, start(*options(config), *together, 1) as second:
+        wait_for_step(config.out, 8, first)
+        second.send_signal(signal.SIGTERM)  # one is told, both stop
+        for process in (first, second):
+            stdout, stderr = process.communicate(timeout=200)
+            assert process.returncode == 128 + signal.SIGTERM, stderr[-2000:]
+            assert ("devices    data 2," in stdout) == (process is first)
+    step = max(map(int, os.listdir(tmp_path / "two" / "checkpoints")))
+    resumed = dataclasses.replace(saved_config(config.out), mesh="data=1")
+    losses = {}
+    for run in (Run(resumed, resume=-1), Run(dataclasses.replace(resumed, out=None))):
+        run.config = dataclasses.replace(run.config, steps=step + 3)  # what is left of a million is not waited for
+        losses[run.resumed] = run.train().after
+    assert losses[-1].held_out == pytest.approx(losses[None].held_out, rel=1e-4)
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    """Two gigabytes, of which the disk stores nothing."""
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from jaxattn.training.directory import fingerprints
+        from jaxattn.training.text import bigram_loss, make_batch, make_corpus
+        path = Path(sys.argv[1])
+        fingerprints([path])
+        corpus = make_corpus([path], 128)
+        for number in range(200):
+            batch = make_batch(corpus.train, 16, 129, (0, number))
+        print(bigram_loss(corpus.train, batch, 256), len(corpus.train))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    peaks = []
+    for size in (2**24, 2**31):
+        with open(tmp_path / "text", "wb") as file:
+            file.truncate(size)
+        command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "text")]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert finished.returncode == 0, finished.stderr
+        peaks.append(int(finished.stdout.split()[-1]) / 1024)
+    assert peaks[1] < peaks[0] + 64

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxattn.training.tokenizer import (
+    bytes_tokenizer,
+    learn_bpe,
+    open_tokenizer,
+    printable,
+    read_tokenizer,
+    write_tokens,
+)
+
+TEXT = "the old dog chased the quick fox which bit him. Müßiggang 🦊\n" * 40
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A folder with a text and a tokenizer learned from it."""
+    place = tmp_path_factory.mktemp("run")
+    (place / "text").write_text(TEXT, encoding="utf-8")
+    (place / "tokenizer.json").write_text(learn_bpe([place / "text"], 300), encoding="utf-8")
+    return place
+
+
+@given(st.text())
+def test_bytes_are_read_back(text):
+    tokens = bytes_tokenizer().encode(text.encode("utf-8", "ignore").decode())
+    assert bytes(tokens).decode() == text.encode("utf-8", "ignore").decode()
+    assert printable(tokens).isprintable() or {"\n", "\t"} & set(printable(tokens))
+
+
+def test_a_learned_tokenizer_shortens_its_text_and_reads_any_back(learned):
+    tokenizer = open_tokenizer(learned)
+    assert tokenizer.vocab_size == 300
+    assert len(tokenizer.encode(TEXT)) < len(TEXT.encode()) / 2
+    for text in (TEXT, "Žluťoučký kůň", "\x00\t 漢字"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_same_text_gives_the_same_tokenizer(learned):
+    assert learn_bpe([learned / "text"], 300) == (learned / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def test_a_run_without_a_tokenizer_has_bytes(tmp_path):
+    assert open_tokenizer(tmp_path).vocab_size == 256
+
+
+def test_files_of_tokens_hold_the_text_and_are_made_once(learned):
+    tokenizer = open_tokenizer(learned)
+    (path,), dtype = write_tokens(tokenizer, [learned / "text"], learned / "tokens")
+    assert tokenizer.decode(np.fromfile(path, dtype)) == TEXT
+    made = path.stat().st_mtime_ns
+    write_tokens(tokenizer, [learned / "text"], learned / "tokens")
+    assert path.stat().st_mtime_ns == made
+    assert [file.name for file in (learned / "tokens").iterdir()] == ["0.uint16"]
+
+
+@pytest.mark.parametrize("content", [b"x" * 3_000_000, b"a line\n" * 400_000, b"\xff\xfe \n" * 10], ids=len)
+def test_long_texts_and_strange_bytes_are_read_in_pieces(learned, tmp_path, content):
+    (tmp_path / "text").write_bytes(content)
+    (path,), dtype = write_tokens(open_tokenizer(learned), [tmp_path / "text"], tmp_path / "tokens")
+    assert open_tokenizer(learned).decode(np.fromfile(path, dtype)) == content.decode(errors="replace")
+
+
+def test_the_end_of_a_document_is_one_token(learned):
+    tokenizer = open_tokenizer(learned)
+    assert tokenizer.encode("dog<|endoftext|>fox").count(tokenizer.separator) == 1
+
+
+def test_what_is_no_tokenizer_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged or no tokenizer"):
+        read_tokenizer(tmp_path / "tokenizer.json")
