@@ -96,7 +96,10 @@ class TrainConfig:
 
 
 # What a task is learned with unless said otherwise.
-PRESETS: dict[str, dict[str, Any]] = {"text": {}, "pronouns": {}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "pronouns": {"layers": 2, "heads": 2, "batch_size": 32, "steps": 2000, "save_every": 500},
+}
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import TOKENS, fingerprints, open_directory
+from jaxattn.training.pronoun_words import make_tokenizer, vocabulary
+from jaxattn.training.pronouns import LONGEST, held_out, trained_on
 from jaxattn.training.saving import write_whole
-from jaxattn.training.text import Corpus, make_corpus, standard_library
-from jaxattn.training.tokenizer import FILE, Tokenizer, bytes_tokenizer, learn_bpe, read_tokenizer, write_tokens
+from jaxattn.training.text import Corpus, Stretch, Text, make_corpus, standard_library
+from jaxattn.training.tokenizer import END, FILE, Tokenizer, bytes_tokenizer, learn_bpe, read_tokenizer, write_tokens
 
 Result = TypeVar("Result")
 
@@ -37,6 +40,8 @@ def open_data(config: TrainConfig, resume: bool) -> Data:
         ValueError: there is too little text, or the directory holds another run.
         ImportError: tokenizers is not installed.
     """
+    if config.task == "pronouns":
+        return _pronouns(config, resume)
     files = [Path(name) for name in config.text] or standard_library()
     name = ", ".join(config.text) or "the source of Python's standard library"
     texts = fingerprints(files)
@@ -60,6 +65,26 @@ def open_data(config: TrainConfig, resume: bool) -> Data:
     tokenizer, tokens, dtype = _first_process_first(make_tokens)
     corpus = make_corpus(tokens, config.context_length, dtype, tokenizer.separator)
     return Data(corpus, tokenizer, name, "token", directory)
+
+
+def _pronouns(config: TrainConfig, resume: bool) -> Data:
+    """Make the sentences about pronouns, packed one after the other, and the tokenizer that knows their words."""
+    directory = None if config.out is None else _first_process_first(lambda: open_directory(config, [], resume))
+    place = directory or _temporary()
+
+    def make_tokens() -> Corpus:
+        write_whole(place / FILE, make_tokenizer().to_str().encode())
+        (place / TOKENS).mkdir(exist_ok=True)
+        texts = []
+        for name, sentences in (("train", trained_on(config.seed)), ("held_out", held_out(config.seed))):
+            real = np.arange(LONGEST) < sentences.lengths[:, None]
+            path = place / TOKENS / f"{name}.uint16"
+            write_whole(path, sentences.tokens[real].astype("uint16").tobytes())
+            texts.append(Text((Stretch(path, "uint16", 0, int(real.sum())),), vocabulary()[END]))
+        return Corpus(*texts)
+
+    corpus = _first_process_first(make_tokens)
+    return Data(corpus, read_tokenizer(place / FILE), "sentences with a pronoun", "word", directory)
 
 
 def _temporary() -> Path:

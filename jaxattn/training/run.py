@@ -1,12 +1,13 @@
 """A whole run: text in, a trained model and a verdict out, and whatever happens in between, nothing lost."""
 
 import contextlib
+import json
 import math
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,10 @@ from jaxattn.training.devices import gather, make_mesh, parse_mesh, ring_of, spr
 from jaxattn.training.directory import CHECKPOINTS
 from jaxattn.training.journal import Journal, draw_curve
 from jaxattn.training.progress import Progress, say
-from jaxattn.training.saving import save_model
+from jaxattn.training.pronoun_report import report_pronouns, table
+from jaxattn.training.pronouns import held_out, trained_on
+from jaxattn.training.report import Losses, Outcome, introduction, losses_in_words, verdict
+from jaxattn.training.saving import save_model, write_whole
 from jaxattn.training.step import (
     Measures,
     choose_parts,
@@ -35,31 +39,7 @@ from jaxattn.training.step import (
 )
 from jaxattn.training.text import Batch, batch_places, bigram_loss, make_batch
 
-MARGIN = 0.05  # nats by which the held-out loss must fall before a run counts as having learned
 EVALUATION_BATCHES = 16
-
-
-class Losses(NamedTuple):
-    """Mean losses over fixed batches, in nats for a token."""
-
-    train: float
-    held_out: float
-
-
-class Outcome(NamedTuple):
-    """What came of a run."""
-
-    before: Losses
-    after: Losses
-    bigram: float | None
-    tokens_per_second: float | None
-    steps: int
-    signal: int
-
-    @property
-    def learned(self) -> bool:
-        """Whether the held-out loss fell by at least the margin; a NaN did not."""
-        return self.before.held_out - self.after.held_out >= MARGIN
 
 
 class DivergedError(ArithmeticError):
@@ -107,7 +87,7 @@ class Run:
             OSError: the disk is full; what was saved before is intact.
             ValueError: a checkpoint is damaged.
         """
-        self._introduce()
+        self._say(introduction(self.config, self.data, self.mesh, self.state.params))
         before = self.evaluate(self.state.params)
         self._go_back_to_the_checkpoint()
         first = int(self.state.step)
@@ -214,7 +194,7 @@ class Run:
         held_out = None
         if not hurry:
             held_out = self.evaluate(self.state.params).held_out
-            sample = self._sample(gather(self.mesh, self.state.params), 60) if number < self.config.steps else ""
+            sample = "" if number == self.config.steps else self._sample(gather(self.mesh, self.state.params), 60)[1]
             self.journal.write(number, held_out_loss=held_out, **{"sample": sample} if sample else {})
             self.progress.say(f"step {number}: held-out loss {held_out:.4f} nats per {self.data.unit}")
             if sample:
@@ -224,12 +204,15 @@ class Run:
             if hurry:
                 self.checkpoints.wait()
 
-    def _sample(self, params: Any, length: int) -> str:
-        """Continue the first held-out sequence."""
-        prompt = self.fixed[1].tokens[0, 0, :32]
-        key = jax.random.fold_in(self.sample_key, length)
-        tokens = generate(GPT(self.model.config), params, jnp.asarray(prompt), length, key=key, temperature=0.8)
-        return self.data.tokenizer.decode(np.asarray(tokens))
+    def _sample(self, params: Any, length: int) -> tuple[str, str]:
+        """Continue the beginning of a held-out document; return it, and how the model goes on."""
+        tokens, documents = self.fixed[1].tokens[0, 0], self.fixed[1].documents
+        document = tokens if documents is None else tokens[documents[0, 0] == 1]
+        prompt = document[: max(1, min(32, len(document) // 2))]
+        key, separator = jax.random.fold_in(self.sample_key, length), self.data.tokenizer.separator
+        model, decode = GPT(self.model.config), self.data.tokenizer.decode
+        new = generate(model, params, jnp.asarray(prompt), length, key=key, temperature=0.8, stop_token=separator)
+        return decode(prompt), decode([*prompt, *np.asarray(new)])[len(decode(prompt)) :]
 
     def _batch(self, number: int) -> Batch:
         seed = (self.config.seed, number)
@@ -278,39 +261,28 @@ class Run:
         if self.speaks:
             say(line)
 
-    def _introduce(self) -> None:
-        config, data = self.config, self.data
-        count, (train, held_out) = sum(leaf.size for leaf in jax.tree.leaves(self.state.params)), data.corpus
-        axes = " × ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1) or "1"
-        kind, sizes = self.mesh.devices.flat[0], f"{config.layers} layers, {config.heads} heads, width {config.width}"
-        self._say(f"text       {data.name}: {len(train):,} {data.unit}s to learn from, {len(held_out):,} held out")
-        self._say(f"model      GPT, {sizes}, {count:,} parameters")
-        self._say(f"devices    {axes}, {kind.platform} ({kind.device_kind}), jax {jax.__version__}")
-
     def _report(self, outcome: Outcome, params: Any) -> None:
-        unit = self.data.unit
-
-        def loss(nats: float) -> str:
-            return f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per {unit}"
-
-        say()
-        for name, before, after in zip(("training", "held-out"), outcome.before, outcome.after, strict=True):
-            say(f"{name} loss before   {loss(before)}")
-            say(f"{name} loss after    {loss(after)}")
-        if outcome.bigram is not None:
-            say(f"bigram's held-out loss {loss(outcome.bigram)}, the yardstick: counted on the same text")
-        prompt = self.data.tokenizer.decode(self.fixed[1].tokens[0, 0, :32])
-        say(f"\nsample, after the held-out text {prompt!r}:\n{self._sample(params, 200)}\n")
+        say("\n" + losses_in_words(outcome, self.data.unit))
+        prompt, sample = self._sample(params, 200)
+        say(f"\nsample, after the held-out text {prompt!r}:\n{sample}\n")
         if self.directory is not None:
             say(f"saved in {self.directory}: python scripts/generate.py {self.directory}")
+        if self.config.task == "pronouns":
+            self._report_pronouns(params)
         if outcome.tokens_per_second is not None:
             say(f"{outcome.tokens_per_second:,.0f} tokens/s on {jax.devices()[0].platform}")
         if outcome.signal:
             going_on = "" if self.directory is None else f": {self._command()} goes on"
             say(f"stopped after {outcome.steps} steps, as asked{going_on}")
-        fall = outcome.before.held_out - outcome.after.held_out
-        verdict = "went down" if outcome.learned else "did not go down"
-        say(f"The held-out loss {verdict}: it fell by {fall:.4f} nats, and {MARGIN} is what counts.")
+        say(verdict(outcome))
+
+    def _report_pronouns(self, params: Any) -> None:
+        seed = self.config.seed
+        report = report_pronouns(GPT(self.model.config), params, held_out(seed), trained_on(seed))
+        say(table(report))
+        if self.directory is not None:
+            content = json.dumps(report._asdict(), indent=1, default=np.ndarray.tolist)
+            write_whole(self.directory / "pronouns.json", content.encode())
 
 
 def _make_losses(model: GPT, mesh: Mesh, fixed: list[Batch]) -> Callable[[Any], Losses]:

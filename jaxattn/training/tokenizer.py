@@ -50,10 +50,18 @@ def read_tokenizer(file: Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{file} is damaged or no tokenizer: {error}") from None
+
+    def encode(text: str) -> list[int]:
+        try:
+            return list(tokenizer.encode(text.encode("utf-8", errors="replace").decode("utf-8")).ids)
+        except Exception as error:
+            words = ", ".join(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)[:40])
+            raise ValueError(f"{text!r} has a word that {file} does not know ({error}); it knows {words} …") from None
+
     return Tokenizer(
         tokenizer.get_vocab_size(),
         tokenizer.token_to_id(END),
-        lambda text: tokenizer.encode(text.encode("utf-8", errors="replace").decode("utf-8")).ids,
+        encode,
         lambda tokens: tokenizer.decode([int(token) for token in tokens]),
     )
 
