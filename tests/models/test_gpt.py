@@ -129,3 +129,27 @@ MODEL, PARAMS = model_and_params()
 def test_bad_input_is_named_with_what_to_write(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_packed_documents_are_as_each_alone():
+    model = GPT(GPTConfig(32, 12, 2, 2, 8))
+    tokens = jax.random.randint(jax.random.key(0), (2, 12), 0, 32)
+    documents = jnp.array([[1] * 5 + [2] * 4 + [3] * 3, [7] * 12])
+    params = model.init(jax.random.key(1), tokens)
+    packed = model.apply(params, tokens, documents=documents)
+    for row, ids in enumerate(documents):
+        for document in set(ids.tolist()):
+            alone = model.apply(params, tokens[row, ids == document])
+            np.testing.assert_allclose(packed[row, ids == document], alone, atol=1e-5)
+    with pytest.raises(ValueError, match="documents packs several"):
+        model.apply(params, tokens, documents=documents, decode=True, mutable=["cache"])
+
+
+def test_computing_in_bfloat16_keeps_wide_logits_and_parameters():
+    config, tokens = GPTConfig(32, 12, 2, 2, 8), jnp.arange(12)
+    params = GPT(config).init(jax.random.key(1), tokens)
+    with jax.numpy_dtype_promotion("standard"):  # as Flax's own layers need it
+        half, whole = (GPT(config, dtype=dtype).apply(params, tokens) for dtype in (jnp.bfloat16, None))
+    assert half.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert 0 < float(jnp.abs(half - whole).max()) < 0.02

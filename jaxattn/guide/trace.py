@@ -1,0 +1,175 @@
+"""Every number on the way from tokens to context vectors, by name, from the functions that the stages call."""
+
+import dataclasses
+import functools
+import html
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout
+from jaxattn.stages import (
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    SelfAttention,
+    SimpleSelfAttention,
+)
+
+# What each array's axes are; of stages with heads, all but the ends of the way have an axis "head" in front.
+AXES = {
+    "inputs": ("token", "feature"),
+    "query": ("token", "feature"),
+    "key": ("token", "feature"),
+    "value": ("token", "feature"),
+    "scores": ("query", "key"),
+    "scaled": ("query", "key"),
+    "mask": ("query", "key"),
+    "masked": ("query", "key"),
+    "weights": ("query", "key"),
+    "kept": ("query", "key"),
+    "dropped_weights": ("query", "key"),
+    "context": ("token", "feature"),
+    "concatenation": ("token", "feature"),
+    "output": ("token", "feature"),
+}
+ENDS = ("inputs", "mask", "concatenation", "output")
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["stage"])
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """The intermediates of one stage on one input, a pytree.
+
+    Args:
+        stage: the name of the module.
+        arrays: the intermediates by name, in the order in which they are computed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn import SimpleSelfAttention
+        >>> from jaxattn.guide.trace import trace
+        >>> steps = trace(SimpleSelfAttention(), {}, jnp.eye(3))
+        >>> list(steps.arrays)
+        ['inputs', 'scores', 'weights', 'context']
+        >>> steps.axes("weights"), steps["weights"].shape
+        (('query', 'key'), (3, 3))
+    """
+
+    stage: str
+    arrays: dict[str, Array]
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.arrays:
+            raise KeyError(f"{name!r} is no step of {self.stage}: it has {', '.join(self.arrays)}")
+        return self.arrays[name]
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Name the axes of one array."""
+        plain = AXES[name]
+        return plain if self[name].ndim == len(plain) else ("head", *plain)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, array in self.arrays.items():
+            shape = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes(name), array.shape, strict=True))
+            numbers = np.array2string(np.asarray(array), precision=4, suppress_small=True, threshold=64)
+            cells = f"<td>{html.escape(shape)}</td><td><pre>{html.escape(numbers)}</pre></td>"
+            rows.append(f'<tr><th scope="row" style="text-align:left">{html.escape(name)}</th>{cells}</tr>')
+        return f"<table><caption>{html.escape(self.stage)}</caption>{''.join(rows)}</table>"
+
+
+def trace(module: nn.Module, variables: Any, x: Float[Array, "T d_in"], dropout_key: Array | None = None) -> Trace:
+    """Run a stage on one sequence and keep every intermediate.
+
+    Args:
+        module: one of the five stages.
+        variables: its variables, `{"params": ...}`.
+        x: token vectors `(T, d_in)`.
+        dropout_key: switches dropout on, at the module's rate.
+
+    Returns:
+        The intermediates: `inputs`; `query`, `key`, `value` as projected; `scores`; `scaled`; `mask`; `masked`, −inf
+        where hidden; `weights`; with dropout `kept` and `dropped_weights`; `context`; for several heads `concatenation`
+        and `output`. Each stage has those that it computes.
+
+    Raises:
+        TypeError: the module is none of the stages.
+        ValueError: `x` is not one sequence.
+        RuntimeError: the steps do not lead to what the module returns.
+
+    References:
+        Build a Large Language Model (From Scratch), chapter 3.
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {x.shape}, but must be one sequence (T, d_in): write x[0]")
+    if isinstance(module, MultiHeadAttentionWrapper):
+        return _stacked(module, variables, x, dropout_key)
+    if not isinstance(module, SimpleSelfAttention | SelfAttention | CausalAttention | MultiHeadAttention):
+        raise TypeError(f"module is a {type(module).__name__}, but must be one of the five stages of jaxattn.stages")
+    apply = functools.partial(module.apply, variables, x, dropout_key is None, dropout_key, True)
+    (output, weights), state = apply(capture_intermediates=True, mutable=["intermediates"])
+    arrays = _single(module, {"inputs": x, "output": output} | _projections(module, state, x), dropout_key)
+    last = arrays["output" if "output" in arrays else "context"]
+    if not (np.allclose(arrays["weights"], weights, atol=1e-6) and np.allclose(last, output, atol=1e-6)):
+        raise RuntimeError(f"the steps of {type(module).__name__} do not lead to what it returns")
+    return Trace(type(module).__name__, arrays)
+
+
+def _projections(module: nn.Module, state: Any, x: Array) -> dict[str, Array]:
+    if isinstance(module, SimpleSelfAttention):
+        return dict.fromkeys(("query", "key", "value"), x)
+    kept = {name: state["intermediates"][name]["__call__"][0] for name in ("query", "key", "value")}
+    if isinstance(module, MultiHeadAttention):
+        # (T, features) -> (H, T, D)
+        return {n: jnp.moveaxis(a.reshape(len(x), module.num_heads, -1), 1, 0) for n, a in kept.items()}
+    return kept
+
+
+def _single(module: Any, given: dict[str, Array], dropout_key: Array | None) -> dict[str, Array]:
+    """Call what the stage calls, in its order, and keep each result."""
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    simple, causal = isinstance(module, SimpleSelfAttention), isinstance(module, CausalAttention | MultiHeadAttention)
+    arrays = {"inputs": given["inputs"]} | ({} if simple else {"query": query, "key": key, "value": value})
+    arrays["scores"] = scores = attention_scores(query, key)  # (..., T, T)
+    scale = 1.0 if simple else query.shape[-1] ** -0.5
+    if not simple:
+        arrays["scaled"] = scores * jnp.asarray(scale, scores.dtype)
+    mask = None
+    if causal:
+        arrays["mask"] = mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        arrays["masked"] = jnp.where(mask, arrays["scaled"], -jnp.inf)
+    arrays["weights"] = kept = attention_weights(scores, mask, scale=scale)
+    if causal and dropout_key is not None:
+        arrays["dropped_weights"] = kept = dropout(kept, module.dropout_rate, dropout_key)
+        cells = dropout(jnp.ones_like(kept), module.dropout_rate, dropout_key) > 0
+        arrays = {**{n: a for n, a in arrays.items() if n != "dropped_weights"}, "kept": cells, "dropped_weights": kept}
+    arrays["context"] = context = context_vectors(kept, value)
+    if isinstance(module, MultiHeadAttention):
+        # (H, T, D) -> (T, features)
+        arrays["concatenation"] = jnp.moveaxis(context, 0, 1).reshape(context.shape[1], -1)
+        arrays["output"] = given["output"]
+    return arrays
+
+
+def _stacked(module: MultiHeadAttentionWrapper, variables: Any, x: Array, dropout_key: Array | None) -> Trace:
+    """Trace head after head, and put them side by side."""
+    keys = [None] * module.num_heads if dropout_key is None else jax.random.split(dropout_key, module.num_heads)
+    head = CausalAttention(module.features, module.dropout_rate, module.use_bias)
+    heads = [{"params": variables["params"][f"heads_{number}"]} for number in range(module.num_heads)]
+    traces = [trace(head, each, x, key).arrays for each, key in zip(heads, keys, strict=True)]
+    arrays = {
+        name: array if name in ENDS else jnp.stack([each[name] for each in traces]) for name, array in traces[0].items()
+    }
+    # (H, T, features) -> (T, num_heads * features)
+    arrays["concatenation"] = jnp.concatenate(list(arrays["context"]), axis=-1)
+    output: Any = module.apply(variables, x, dropout_key is None, dropout_key)
+    if not np.allclose(arrays["concatenation"], output, atol=1e-6):
+        raise RuntimeError("the steps of the heads do not lead to what MultiHeadAttentionWrapper returns")
+    return Trace(type(module).__name__, arrays)

@@ -1,0 +1,21 @@
+from jaxattn.training.progress import Progress
+
+
+def test_lines_tell_step_loss_and_speed_but_not_of_the_first_step_or_a_pause(capsys):
+    with Progress(first=0, steps=4, tokens_per_step=1000) as progress:
+        assert progress.update(1, 5.0) is None  # it compiles
+        assert progress.update(2, 4.0) > 0
+        progress.pause()
+        assert progress.update(3, 3.0) is None
+        assert progress.update(4, 2.0) > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [[f"step {n}/4", f"loss {6.0 - n - 0:.3f}"] for n in range(1, 5)]
+    assert lines[-1].endswith("0:00:00 left")
+    assert progress.tokens_per_second > 0
+
+
+def test_a_quiet_one_says_nothing(capsys):
+    with Progress(first=0, steps=1, tokens_per_step=1, quiet=True) as progress:
+        progress.update(1, 1.0)
+        progress.say("nothing")
+    assert capsys.readouterr().out == ""
