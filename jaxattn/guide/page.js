@@ -1,0 +1,224 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const viridis = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128], [94, 201, 98], [173, 220, 48], [253, 231, 37]];
+  const diverging = [[33, 102, 172], [146, 197, 222], [247, 247, 247], [244, 165, 130], [178, 24, 43]];
+
+  // The one place where a number becomes text.
+  function shown(number) {
+    if (!Number.isFinite(number)) return number < 0 ? "−∞" : "∞";
+    const text = number.toFixed(4);
+    return /^-[0.]*$/.test(text) ? text.slice(1) : text;
+  }
+
+  function element(name, attributes = {}, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  }
+
+  function drawn(name, attributes, text) {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  function isolated(text) { const made = element("bdi"); made.textContent = text; return made; }
+
+  function decode(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)), view = new DataView(bytes.buffer);
+    return Array.from({ length: bytes.length / 4 }, (_, index) => view.getFloat32(4 * index, true));
+  }
+
+  // An array for the present position of the switches: its numbers in nested lists.
+  function take(section, name) {
+    const numbers = section.numbers[name];
+    const where = numbers.depends.map((choice) => choice + "=" + section.state[choice]).join("&");
+    let flat = decode(numbers.values[where]);
+    for (const size of numbers.shape.slice(1).reverse()) {
+      const groups = [];
+      for (let start = 0; start < flat.length; start += size) groups.push(flat.slice(start, start + size));
+      flat = groups;
+    }
+    return flat;
+  }
+
+  const perHead = (section, name) => section.numbers[name].axes[0] === "head";
+  const ofHead = (section, name) => perHead(section, name) ? take(section, name)[section.state.head] : take(section, name);
+
+  function names(axis, size) {
+    if (["query", "key", "token"].includes(axis)) return data.tokens;
+    if (axis === "way") return ["before", "after", "renormalised"];
+    return axis === "sum" ? ["sum"] : Array.from({ length: size }, (_, index) => String(index));
+  }
+
+  function mix(stops, share) {
+    const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
+    return stops[low].map((colour, index) => Math.round(colour + (stops[low + 1][index] - colour) * (at - low)));
+  }
+
+  function colours(number, kind, largest) {
+    const rgb = kind === "weights" ? mix(viridis, largest ? number / largest : 0) : mix(diverging, .5 + (largest ? number / largest / 2 : 0));
+    const light = rgb.map((c) => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    const luminance = .2126 * light[0] + .7152 * light[1] + .0722 * light[2];
+    return ["rgb(" + rgb.join(",") + ")", luminance > .179 ? "#000" : "#fff"];
+  }
+
+  const largestOf = (rows) => Math.max(...rows.flat().filter(Number.isFinite).map(Math.abs));
+
+  function table(title, rows, axes, kind, mask, chosen) {
+    const columns = names(axes[1], rows[0].length), labels = names(axes[0], rows.length), largest = largestOf(rows);
+    const head = element("tr", {}, element("td"), ...columns.map((name) => element("th", { scope: "col" }, isolated(name))));
+    const made = element("table", {}, element("caption", {}, title), element("thead", {}, head));
+    const body = element("tbody");
+    rows.forEach((row, r) => {
+      const line = element("tr", {}, element("th", { scope: "row" }, isolated(labels[r])));
+      if (r === chosen) line.className = "chosen";
+      row.forEach((number, c) => {
+        const cell = element("td", { "data-value": String(number), tabindex: r + c ? "-1" : "0" }, shown(number));
+        if (mask && !mask[r][c]) { cell.className = "masked"; cell.setAttribute("aria-label", shown(number) + ", hidden"); }
+        else [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
+        line.append(cell);
+      });
+      body.append(line);
+    });
+    made.append(body);
+    made.addEventListener("keydown", moveInTable);
+    return made;
+  }
+
+  function moveInTable(event) {
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const step = steps[event.key], cell = event.target.closest("tbody td");
+    if (!step || !cell) return;
+    const row = cell.parentElement, rows = [...row.parentElement.children], column = [...row.children].indexOf(cell);
+    const next = rows[rows.indexOf(row) + step[0]]?.children[column + step[1]];
+    if (next?.tagName !== "TD") return;
+    cell.tabIndex = -1; next.tabIndex = 0; next.focus(); event.preventDefault();
+  }
+
+  function save(name, picture) {
+    const text = new XMLSerializer().serializeToString(picture);
+    const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "image/svg+xml" })), download: name + ".svg" });
+    document.body.append(link); link.click(); link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  function pictureOfTables(tables) {
+    const picture = drawn("svg", { xmlns: "http://www.w3.org/2000/svg", "font-family": "sans-serif", "font-size": 12 });
+    let top = 20, wide = 0;
+    for (const each of tables) {
+      picture.append(drawn("text", { x: 8, y: top, "font-weight": "bold" }, each.caption.textContent));
+      [...each.rows].forEach((row, r) => [...row.cells].forEach((cell, c) => {
+        const x = c ? 90 + 62 * (c - 1) : 4, y = top + 8 + 24 * r, body = cell.tagName === "TD" && r;
+        if (body) picture.append(drawn("rect", { x, y, width: 62, height: 24, fill: cell.style.backgroundColor || "#ddd", stroke: "#999" }));
+        picture.append(drawn("text", { x: c ? x + 31 : x + 80, y: y + 16, "text-anchor": c ? "middle" : "end", fill: body ? cell.style.color || "#333" : "#333" }, cell.textContent));
+        wide = Math.max(wide, x + 70);
+      }));
+      top += 24 * each.rows.length + 40;
+    }
+    picture.setAttribute("viewBox", "0 0 " + wide + " " + top); picture.setAttribute("width", wide); picture.setAttribute("height", top);
+    return picture;
+  }
+
+  function saveButton(name, make) {
+    const button = element("button", { type: "button" }, "Save as SVG");
+    button.setAttribute("aria-label", "Save as SVG: " + name);
+    button.addEventListener("click", () => save(name, make()));
+    return button;
+  }
+
+  function arcs(section, place) {
+    const weights = ofHead(section, section.arcs)[section.query], chosen = data.tokens[section.query];
+    const widths = data.tokens.map((token) => Math.max(data.tokens.length > 12 ? 52 : 84, 16 + 9 * [...token].length)), ends = [0];
+    widths.forEach((width) => ends.push(ends.at(-1) + width));
+    const middle = (index) => ends[index] + widths[index] / 2, wide = ends.at(-1), base = 130;
+    const summary = data.tokens.map((token, index) => token + " " + shown(weights[index])).join(", ");
+    const picture = drawn("svg", { viewBox: "0 0 " + wide + " 190", width: wide, height: 190, role: "img", "aria-label": "Arcs from “" + chosen + "”: " + summary });
+    weights.forEach((weight, key) => {
+      const from = middle(section.query), to = middle(key), share = Math.min(Math.max(weight, 0), 1), rise = 30 + 130 * Math.abs(from - to) / wide;
+      const bend = key === section.query ? "M" + (from - 8) + " " + base + " c -22 -46 38 -46 16 0" : "M" + from + " " + base + " C" + from + " " + (base - rise) + " " + to + " " + (base - rise) + " " + to + " " + base;
+      if (share > 0) picture.append(drawn("path", { d: bend, "stroke-width": .5 + 9 * share, "stroke-opacity": .25 + .75 * share, "data-key": key, "data-value": String(weight) }));
+      picture.append(drawn("text", { x: to, y: base + 20, "text-anchor": "middle", class: key === section.query ? "chosen" : "" }, data.tokens[key]));
+      picture.append(drawn("text", { x: to, y: base + 40, "text-anchor": "middle", class: "amount" }, shown(weight)));
+    });
+    const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Arcs, may be wider than the screen" }, picture);
+    place.replaceChildren(scroll, saveButton(section.id + " arcs", () => {
+      const copy = picture.cloneNode(true);
+      copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+      for (const path of copy.querySelectorAll("path")) { path.setAttribute("fill", "none"); path.setAttribute("stroke", "#0b57a4"); }
+      for (const text of copy.querySelectorAll("text")) text.setAttribute("font-family", "sans-serif");
+      return copy;
+    }));
+  }
+
+  function stepRows(section, step) {
+    const axes = section.numbers[step.array].axes.filter((axis) => axis !== "head"), rows = ofHead(section, step.array)[section.query];
+    return axes.length === 3 ? [rows, axes.slice(1)] : [[rows], [axes[0], axes[1]]];
+  }
+
+  function stepper(section) {
+    const step = section.steps[section.step], chosen = data.tokens[section.query];
+    const [rows, axes] = stepRows(section, step), columns = names(axes[1], rows[0].length);
+    section.stepButtons.forEach((button, index) => index === section.step ? button.setAttribute("aria-current", "step") : button.removeAttribute("aria-current"));
+    section.back.disabled = section.step === 0; section.next.disabled = section.step === section.steps.length - 1;
+    const made = table("“" + chosen + "”: " + step.name, rows, axes, /weight|shares|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1);
+    if (rows.length === 1) made.querySelector("tbody th").replaceChildren(isolated(chosen));
+    section.stepTable.replaceChildren(made);
+    const numbers = rows.length === 1 ? ": " + rows[0].map((number, index) => columns[index] + " " + shown(number)).join(", ") : "";
+    section.live.textContent = "Step " + (section.step + 1) + " of " + section.steps.length + ", " + step.name + ": " + step.text + numbers + ".";
+  }
+
+  function figures(section) {
+    section.figures.forEach((figure, index) => {
+      const place = section.root.querySelector("[data-figure='" + index + "']"), numbers = section.numbers[figure.array];
+      const heads = perHead(section, figure.array) ? take(section, figure.array) : [take(section, figure.array)];
+      const axes = numbers.axes.slice(-2), mask = figure.hidden ? take(section, figure.hidden) : null;
+      const chosen = ["query", "token"].includes(axes[0]) ? section.query : -1;
+      const tables = heads.map((rows, head) => table(heads.length > 1 ? figure.title + ", head " + head : figure.title, rows, axes, figure.kind, mask, chosen));
+      const scrolls = tables.map((each) => element("div", { class: "scroll" }, each));
+      place.replaceChildren(element("div", { class: "small" }, ...scrolls), saveButton(section.id + " " + figure.title, () => pictureOfTables(tables)));
+    });
+  }
+
+  function update(section) { arcs(section, section.root.querySelector(".arcs")); stepper(section); figures(section); }
+
+  function radios(section, legend, name, options, checked, choose) {
+    const row = element("div", { class: "options" });
+    for (const [value, label] of options) {
+      const input = element("input", { type: "radio", name: section.id + "-" + name, value });
+      input.checked = value === checked;
+      input.addEventListener("change", () => { choose(value); update(section); });
+      const text = element("span", {}, isolated(label));
+      row.append(element("label", {}, input, text));
+    }
+    return element("fieldset", { "data-choice": name }, element("legend", {}, legend), row);
+  }
+
+  for (const section of data.sections) {
+    section.root = document.getElementById(section.id);
+    section.query = data.query; section.step = 0;
+    section.state = Object.fromEntries(section.choices.map((choice) => [choice.name, choice.first]));
+    const controls = section.root.querySelector(".controls");
+    const tokens = data.tokens.map((token, index) => [String(index), token]);
+    controls.append(radios(section, "Query: the token that asks", "query", tokens, String(section.query), (value) => { section.query = Number(value); }));
+    for (const choice of section.choices) controls.append(radios(section, choice.label, choice.name, choice.options, section.state[choice.name], (value) => { section.state[choice.name] = value; }));
+    const move = (to) => { section.step = to; stepper(section); };
+    section.back = element("button", { type: "button" }, "Back"); section.next = element("button", { type: "button" }, "Next");
+    section.back.addEventListener("click", () => move(section.step - 1)); section.next.addEventListener("click", () => move(section.step + 1));
+    section.stepButtons = section.steps.map((step, index) => { const button = element("button", { type: "button" }, step.name); button.addEventListener("click", () => move(index)); return button; });
+    section.live = element("p", { "aria-live": "polite" }); section.stepTable = element("div", { class: "scroll" });
+    const list = element("ol", {}, ...section.stepButtons.map((button) => element("li", {}, button)));
+    section.root.querySelector(".stepper").append(element("div", { class: "step" }, section.back, list, section.next), section.live, section.stepTable);
+    for (const part of section.root.querySelectorAll(".needs-script")) part.hidden = false;
+    update(section);
+  }
+
+  const theme = document.getElementById("theme"), root = document.documentElement;
+  const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const label = () => { theme.textContent = dark() ? "Light colours" : "Dark colours"; };
+  theme.hidden = false; label();
+  theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; label(); });
+})();

@@ -1,0 +1,119 @@
+"""What the page tells of: tokens, their vectors, and the weights of each stage."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxattn.stages import CausalAttention, MultiHeadAttention, MultiHeadAttentionWrapper, SelfAttention
+from jaxattn.training.saving import load_model
+from jaxattn.training.tokenizer import open_tokenizer
+
+FEWEST, MOST = 2, 24
+
+
+class Story(NamedTuple):
+    """Tokens, their vectors `(T, d_in)`, the stages' variables by name, and whether the numbers are the book's.
+
+    Of a trained run, `attention` holds each layer's weights `(layers, H, T, T)`. `query` is the token that is looked at
+    first, and `best` the layer and head.
+    """
+
+    tokens: list[str]
+    inputs: Array
+    trainable: Any
+    causal: Any
+    stacked: Any
+    parallel: Any
+    from_book: bool
+    run: str | None = None
+    attention: Array | None = None
+    query: int = 1
+    best: tuple[int, int] = (0, 0)
+
+
+def book_story() -> Story:
+    """Return the sentence, vectors and weights of the book's chapter 3.
+
+    Example:
+        >>> from jaxattn.guide.story import book_story
+        >>> book_story().tokens
+        ['Your', 'journey', 'starts', 'with', 'one', 'step']
+    """
+    facts = json.loads((resources.files("jaxattn.guide") / "book.json").read_text())
+    parallel = _kernels(facts["parallel"], ("query", "key", "value", "out"))
+    parallel["params"]["out"]["bias"] = jnp.array(facts["parallel"]["out_bias"])
+    heads = [_kernels(head)["params"] for head in facts["stacked"]]
+    return Story(
+        facts["sentence"],
+        jnp.array(facts["inputs"]),
+        _kernels(facts["trainable"]),
+        _kernels(facts["causal"]),
+        {"params": {f"heads_{number}": head for number, head in enumerate(heads)}},
+        parallel,
+        from_book=True,
+    )
+
+
+def drawn_story(text: str, seed: int) -> Story:
+    """Return a sentence of one's own, split at its spaces, with random vectors and weights.
+
+    Raises:
+        ValueError: it has fewer than 2 tokens or more than 24.
+    """
+    return _drawn(text.split(), seed)
+
+
+def run_story(directory: str, text: str | None, seed: int) -> Story:
+    """Return a sentence with the attention that a trained run pays, and random numbers for what it is not about.
+
+    Raises:
+        OSError: the directory cannot be read.
+        ValueError: it holds no model, or the sentence has fewer than 2 tokens or more than 24.
+    """
+    model, params = load_model(directory)
+    tokenizer = open_tokenizer(Path(directory))
+    ids = tokenizer.encode("the old dog chased the quick fox which bit him" if text is None else text)
+    story = _drawn([tokenizer.decode([token]) for token in ids], seed)
+    if len(ids) > model.config.context_length:
+        raise ValueError(f"the text has {len(ids)} tokens, but the run learned {model.config.context_length}")
+    _, kept = model.apply({"params": params}, jnp.array(ids), mutable=["intermediates"])
+    query, best = _most_telling(Path(directory) / "pronouns.json", len(ids), model.config.num_layers)
+    layers = (kept["intermediates"][f"block_{n}"]["attention"]["weights"][0] for n in range(model.config.num_layers))
+    return story._replace(run=directory, attention=jnp.stack(list(layers)), query=query, best=best)
+
+
+def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, int]]:
+    """Return the token, and the layer and head, to look at first: those that find the noun, where a run tells."""
+    if not report.exists():
+        return T - 1, (layers - 1, 0)
+    found = json.loads(report.read_text())
+    at, before = np.array(found["attention"]), np.array(found["attention_before"])
+    at_pronoun = at.max() >= before.max()
+    layer, head = np.unravel_index((at if at_pronoun else before).argmax(), at.shape)
+    return T - 1 if at_pronoun else T - 2, (int(layer), int(head))
+
+
+def _drawn(tokens: list[str], seed: int) -> Story:
+    if not FEWEST <= len(tokens) <= MOST:
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, but the page shows {FEWEST} to {MOST}: shorten it, or draw longer "
+            "ones with --plots DIR"
+        )
+    keys = jax.random.split(jax.random.key(seed), 5)
+    # Rounded to two places, as the book's vectors are, so that a reader can follow by hand.
+    inputs = jnp.asarray(np.round(np.asarray(jax.random.uniform(keys[0], (len(tokens), 3))), 2))
+    modules = SelfAttention(2), CausalAttention(2), MultiHeadAttentionWrapper(2, 2), MultiHeadAttention(2, 2)
+    trainable, causal, stacked, parallel = (
+        module.init(key, inputs) for module, key in zip(modules, keys[1:], strict=True)
+    )
+    return Story(tokens, inputs, trainable, causal, stacked, parallel, from_book=False)
+
+
+def _kernels(facts: dict[str, Any], names: tuple[str, ...] = ("query", "key", "value")) -> dict[str, Any]:
+    return {"params": {name: {"kernel": jnp.array(facts[name])} for name in names}}
