@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 from jaxattn.guide.page import render_page
-from jaxattn.guide.story import book_story, drawn_story, run_story
+from jaxattn.guide.plots import plot_matrix, plot_trace, save_plots
+from jaxattn.guide.story import MOST, Story, book_story, drawn_story, run_story, stages_of
+from jaxattn.guide.trace import trace
 from jaxattn.training.progress import say
 from jaxattn.training.saving import write_whole
 
@@ -19,21 +21,38 @@ def main() -> int:
     try:
         if options.seed < 0:
             raise ValueError(f"--seed is {options.seed}, but must be at least 0")
+        most = MOST if options.plots is None else None
         if options.run is not None:
-            story = run_story(options.run, options.text, options.seed)
+            story = run_story(options.run, options.text, options.seed, most)
         elif options.text is not None:
-            story = drawn_story(options.text, options.seed)
+            story = drawn_story(options.text, options.seed, most)
         else:
             story = book_story()
-        write_whole(Path(options.out), render_page(story).encode("utf-8"))
+        if options.plots is not None:
+            say(f"{options.plots}: {draw(story, Path(options.plots))} figures")
+        else:
+            write_whole(Path(options.out), render_page(story).encode("utf-8"))
+            say(f"{options.out}: open it in a browser")
     except (OSError, ValueError, ImportError) as error:
         print(f"guide.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("guide.py: interrupted; nothing was written", file=sys.stderr)
         return 130
-    say(f"{options.out}: open it in a browser")
     return 0
+
+
+def draw(story: Story, directory: Path) -> int:
+    """Draw every matrix of the four stages, and of a trained model's layers; return how many figures there are."""
+    figures = {}
+    for name, module, variables in stages_of(story):
+        steps = trace(module, variables, story.inputs)
+        figures |= {f"{name}_{array}": figure for array, figure in plot_trace(steps, story.tokens).items()}
+    for layer, weights in enumerate([] if story.attention is None else story.attention):
+        title = f"layer {layer}"
+        figures[f"trained_{layer}"] = plot_matrix(weights, story.tokens, story.tokens, title=title)
+    save_plots(figures, directory)
+    return len(figures)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text", metavar="TEXT", help="a sentence of 2 to 24 words (default: the book's, with the book's numbers)")
     add("--seed", type=int, default=0, metavar="N", help="draws vectors and weights for a text (default: 0)")
     add("--run", metavar="DIR", help="show the attention of a model that train.py --out DIR saved")
+    add("--plots", metavar="DIR", help="draw every matrix as PNG, SVG and PDF instead, of texts of any length")
     add("--out", default="guide.html", metavar="FILE", help="the page (default: guide.html)")
     return new
 

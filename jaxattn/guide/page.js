@@ -144,7 +144,7 @@
       picture.append(drawn("text", { x: to, y: base + 20, "text-anchor": "middle", class: key === section.query ? "chosen" : "" }, data.tokens[key]));
       picture.append(drawn("text", { x: to, y: base + 40, "text-anchor": "middle", class: "amount" }, shown(weight)));
     });
-    const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Arcs, may be wider than the screen" }, picture);
+    const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": section.root.querySelector("h2").textContent + ": arcs" }, picture);
     place.replaceChildren(scroll, saveButton(section.id + " arcs", () => {
       const copy = picture.cloneNode(true);
       copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");

@@ -5,12 +5,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxattn.stages import CausalAttention, MultiHeadAttention, MultiHeadAttentionWrapper, SelfAttention
+from jaxattn.stages import (
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    SelfAttention,
+    SimpleSelfAttention,
+)
 from jaxattn.training.saving import load_model
 from jaxattn.training.tokenizer import open_tokenizer
 
@@ -60,26 +67,39 @@ def book_story() -> Story:
     )
 
 
-def drawn_story(text: str, seed: int) -> Story:
+def stages_of(story: Story) -> list[tuple[str, nn.Module, Any]]:
+    """Return the name, module and variables of each stage of a story."""
+    features = story.parallel["params"]["out"]["kernel"].shape[0]
+    heads = len(story.stacked["params"])
+    return [
+        ("1_simple", SimpleSelfAttention(), {}),
+        ("2_trainable", SelfAttention(2), story.trainable),
+        ("3_causal", CausalAttention(2), story.causal),
+        ("4_stacked", MultiHeadAttentionWrapper(heads, 2), story.stacked),
+        ("4_parallel", MultiHeadAttention(heads, features), story.parallel),
+    ]
+
+
+def drawn_story(text: str, seed: int, most: int | None = MOST) -> Story:
     """Return a sentence of one's own, split at its spaces, with random vectors and weights.
 
     Raises:
-        ValueError: it has fewer than 2 tokens or more than 24.
+        ValueError: it has fewer than 2 tokens, or more than `most`.
     """
-    return _drawn(text.split(), seed)
+    return _drawn(text.split(), seed, most)
 
 
-def run_story(directory: str, text: str | None, seed: int) -> Story:
+def run_story(directory: str, text: str | None, seed: int, most: int | None = MOST) -> Story:
     """Return a sentence with the attention that a trained run pays, and random numbers for what it is not about.
 
     Raises:
         OSError: the directory cannot be read.
-        ValueError: it holds no model, or the sentence has fewer than 2 tokens or more than 24.
+        ValueError: it holds no model, or the sentence has fewer than 2 tokens, or more than `most`.
     """
     model, params = load_model(directory)
     tokenizer = open_tokenizer(Path(directory))
     ids = tokenizer.encode("the old dog chased the quick fox which bit him" if text is None else text)
-    story = _drawn([tokenizer.decode([token]) for token in ids], seed)
+    story = _drawn([tokenizer.decode([token]) for token in ids], seed, most)
     if len(ids) > model.config.context_length:
         raise ValueError(f"the text has {len(ids)} tokens, but the run learned {model.config.context_length}")
     _, kept = model.apply({"params": params}, jnp.array(ids), mutable=["intermediates"])
@@ -99,8 +119,8 @@ def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, in
     return T - 1 if at_pronoun else T - 2, (int(layer), int(head))
 
 
-def _drawn(tokens: list[str], seed: int) -> Story:
-    if not FEWEST <= len(tokens) <= MOST:
+def _drawn(tokens: list[str], seed: int, most: int | None) -> Story:
+    if len(tokens) < FEWEST or (most is not None and len(tokens) > most):
         raise ValueError(
             f"the text has {len(tokens)} tokens, but the page shows {FEWEST} to {MOST}: shorten it, or draw longer "
             "ones with --plots DIR"
