@@ -1,6 +1,8 @@
 """A stage's matrices as figures to publish: scores, mask, weights for each head, context vectors."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,8 @@ def plot_matrix(
     figure.colorbar(image, ax=list(every), shrink=0.8)
     figure.suptitle(title)
     # Laid out once: each saving would move things a little.
-    figure.draw_without_rendering()
+    with _letters_may_lack():
+        figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
 
@@ -111,10 +114,18 @@ def save_plots(figures: dict[str, Any], directory: Path) -> list[Path]:
     for name, figure in figures.items():
         for form, dateless in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
             path = directory / f"{name}.{form}"
-            with matplotlib.rc_context({"svg.hashsalt": "jaxattn"}):
+            with _letters_may_lack(), matplotlib.rc_context({"svg.hashsalt": "jaxattn"}):
                 figure.savefig(path, dpi=150, metadata=dateless)
             written.append(path)
     return written
+
+
+@contextlib.contextmanager
+def _letters_may_lack() -> Iterator[None]:
+    """Draw boxes for what the font lacks (emoji, say) without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
 
 
 def _label(axes: Any, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
