@@ -151,3 +151,15 @@ def test_generate_ends_with_one_plain_sentence(arguments, words):
     assert finished.returncode == 2
     assert words in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_guide_writes_a_page_and_refuses_in_one_sentence(tmp_path):
+    page = tmp_path / "guide.html"
+    made = run("guide.py", "--text", "the quick fox", "--out", page)
+    assert made.returncode == 0, made.stderr
+    assert ["the", "quick", "fox"][2] in page.read_text(encoding="utf-8")
+    long = run("guide.py", "--text", "fox " * 30, "--out", tmp_path / "long.html")
+    assert long.returncode == 2
+    assert "--plots DIR" in long.stderr
+    assert len(long.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "long.html").exists()

@@ -352,6 +352,7 @@ def _trained(story: Story) -> Section:
         [
             f"These are the weights of a model that has learned: {story.run}, {layers} layers of {H} heads. Here an "
             "arc means something. Choose a token, and see from where each head fetches what it needs.",
+            *([story.found] if story.found else []),
         ],
         [
             Choice("layer", "Layer", [(str(number), str(number)) for number in range(layers)], str(layer)),

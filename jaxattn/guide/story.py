@@ -28,7 +28,7 @@ class Story(NamedTuple):
     """Tokens, their vectors `(T, d_in)`, the stages' variables by name, and whether the numbers are the book's.
 
     Of a trained run, `attention` holds each layer's weights `(layers, H, T, T)`. `query` is the token that is looked at
-    first, and `best` the layer and head.
+    first, `best` the layer and head, and `found` what the run reports of them.
     """
 
     tokens: list[str]
@@ -42,6 +42,7 @@ class Story(NamedTuple):
     attention: Array | None = None
     query: int = 1
     best: tuple[int, int] = (0, 0)
+    found: str = ""
 
 
 def book_story() -> Story:
@@ -103,20 +104,26 @@ def run_story(directory: str, text: str | None, seed: int, most: int | None = MO
     if len(ids) > model.config.context_length:
         raise ValueError(f"the text has {len(ids)} tokens, but the run learned {model.config.context_length}")
     _, kept = model.apply({"params": params}, jnp.array(ids), mutable=["intermediates"])
-    query, best = _most_telling(Path(directory) / "pronouns.json", len(ids), model.config.num_layers)
+    query, best, found = _most_telling(Path(directory) / "pronouns.json", len(ids), model.config.num_layers)
     layers = (kept["intermediates"][f"block_{n}"]["attention"]["weights"][0] for n in range(model.config.num_layers))
-    return story._replace(run=directory, attention=jnp.stack(list(layers)), query=query, best=best)
+    return story._replace(run=directory, attention=jnp.stack(list(layers)), query=query, best=best, found=found)
 
 
-def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, int]]:
+def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, int], str]:
     """Return the token, and the layer and head, to look at first: those that find the noun, where a run tells."""
     if not report.exists():
-        return T - 1, (layers - 1, 0)
+        return T - 1, (layers - 1, 0), ""
     found = json.loads(report.read_text())
     at, before = np.array(found["attention"]), np.array(found["attention_before"])
     at_pronoun = at.max() >= before.max()
-    layer, head = np.unravel_index((at if at_pronoun else before).argmax(), at.shape)
-    return T - 1 if at_pronoun else T - 2, (int(layer), int(head))
+    shares, place = (at, "the pronoun") if at_pronoun else (before, "the word before the pronoun")
+    layer, head = (int(index) for index in np.unravel_index(shares.argmax(), shares.shape))
+    words = (
+        f"This one has learned to whom a pronoun refers, and is right in {found['accuracy']:.1%} of sentences that "
+        f"training never showed. From {place}, head {head} of layer {layer} pays {shares.max():.2f} of its attention to "
+        "the noun that is meant, in the mean over them."
+    )
+    return T - 1 if at_pronoun else T - 2, (layer, head), words
 
 
 def _drawn(tokens: list[str], seed: int, most: int | None) -> Story:

@@ -107,9 +107,9 @@ def table(report: PronounReport) -> str:
         pronoun right, of all words       99.9 %
         bigram right, of him and her      50.0 %
         mean attention to the noun that is meant, from the pronoun (from the word before it)
-                       head 0       head 1
-        layer 0   0.10 (0.05)  0.20 (0.10)
-        layer 1   0.90 (0.45)  0.00 (0.00)
+                      head 0       head 1
+        layer 0  0.10 (0.05)  0.20 (0.10)
+        layer 1  0.90 (0.45)  0.00 (0.00)
         layer 1, head 0 finds the noun: it gets 0.90 of that head's attention
     """
     shares = [

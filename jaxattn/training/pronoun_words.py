@@ -12,18 +12,18 @@ NOUNS = (
     *("dog", "fox", "bull", "ram", "stallion", "rooster", "lion", "tiger", "drake", "gander"),
     *("cat", "vixen", "cow", "ewe", "mare", "hen", "lioness", "tigress", "duck", "goose"),
 )
+# What each of them may be doing: "which bit him barking".
 SOUNDS = (
-    *("bark", "yap", "moo", "bleat", "neigh", "crow", "roar", "growl", "quack", "honk"),
-    *("purr", "yap", "moo", "bleat", "neigh", "cluck", "roar", "growl", "quack", "honk"),
+    *("barking", "yapping", "mooing", "bleating", "neighing", "crowing", "roaring", "growling", "quacking", "honking"),
+    *("purring", "yapping", "mooing", "bleating", "neighing", "clucking", "roaring", "growling", "quacking", "honking"),
 )
 ADJECTIVES = ("old", "young", "quick", "slow", "small", "brown", "clever", "hungry")
 VERBS = ("chased", "met", "followed", "passed", "fled", "loved", "feared", "trusted")  # before another animal
-TOUCHING = ("bit", "kicked", "pushed", "licked", "scared")  # before a pronoun that ends its sentence
-HEARING = ("heard", "saw", "watched", "made", "let")  # before a pronoun, and then the sound that its noun makes
+BEFORE_PRONOUN = ("bit", "heard", "saw", "watched", "caught", "found", "left", "spotted", "noticed", "surprised")
 
 WORDS = tuple(
     dict.fromkeys(
-        (END, *PRONOUNS, "the", "which", "near", ",", ".", *NOUNS, *SOUNDS, *ADJECTIVES, *VERBS, *TOUCHING, *HEARING)
+        (END, *PRONOUNS, "the", "which", "near", ",", ".", *NOUNS, *SOUNDS, *ADJECTIVES, *VERBS, *BEFORE_PRONOUN)
     )
 )
 
