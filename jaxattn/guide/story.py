@@ -120,8 +120,8 @@ def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, in
     layer, head = (int(index) for index in np.unravel_index(shares.argmax(), shares.shape))
     words = (
         f"This one has learned to whom a pronoun refers, and is right in {found['accuracy']:.1%} of sentences that "
-        f"training never showed. From {place}, head {head} of layer {layer} pays {shares.max():.2f} of its attention to "
-        "the noun that is meant, in the mean over them."
+        f"training never showed. From {place}, head {head} of layer {layer} pays {shares.max():.2f} of its attention "
+        "to the noun that is meant, in the mean over them."
     )
     return T - 1 if at_pronoun else T - 2, (layer, head), words
 
