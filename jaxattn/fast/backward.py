@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxattn.fast.blocks import Blocks, Index, plan_visits, put, take, zero_padded
+from jaxattn.fast.blocks import Blocks, Index, full, plan_visits, put, take, zero_padded
 from jaxattn.fast.cells import Cells, Settings
 from jaxattn.fast.exponential import power_of_two
 
@@ -94,7 +94,7 @@ def pull_back_blockwise(
             return key_gradient, value_gradient, query_gradient, bias_gradient
 
         key_gradient, value_gradient, *others = results
-        zeros = [jnp.zeros((*blocks.heads, bk, width), dtype) for width in (D, D_v)]
+        zeros = [full((*blocks.heads, bk, width), 0, query) for width in (D, D_v)]
         *shares, query_gradient, bias_gradient = lax.fori_loop(0, number, query_block, (*zeros, *others))
         # The query heads of a group share their keys, so their gradients add up.
         key_share, value_share = (share.sum(2).swapaxes(1, 2) for share in shares)
@@ -102,8 +102,8 @@ def pull_back_blockwise(
         value_gradient = _add_at(value_gradient, value_share, at_keys)
         return key_gradient, value_gradient, query_gradient, bias_gradient
 
-    bias_gradient = None if cells.bias is None else jnp.zeros_like(cells.bias)
-    results = jnp.zeros_like(key), jnp.zeros_like(value), jnp.zeros_like(query_turned), bias_gradient
+    bias_gradient = None if cells.bias is None else full(cells.bias.shape, 0, cells.bias)
+    results = *(full(array.shape, 0, query) for array in (key, value, query_turned)), bias_gradient
     nbs, nks, ngs = blocks.counts(B, K, H // K)
     key_gradient, value_gradient, query_gradient, bias_gradient = lax.fori_loop(
         0, nbs * nks * ngs * columns, key_block, results

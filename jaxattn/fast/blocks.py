@@ -73,6 +73,14 @@ def zero_padded(array: Array, block: int, axis: int = 1) -> Array:
     return jnp.pad(array, widths)
 
 
+def full(shape: tuple[int, ...], value: Any, like: Array) -> Array:
+    """Fill an array that differs between devices as `like` does: in `jax.shard_map`, what a loop carries must."""
+    filled = jnp.full(shape, value, like.dtype)
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return filled
+    return jnp.where(jnp.isnan(like.ravel()[0]), filled, filled)
+
+
 def take(array: Array, start: Index, block: tuple[int, ...]) -> Array:
     """Return the block that begins at `start`; along an axis of 1 it is that one entry."""
     start = tuple(0 if size == 1 else index for size, index in zip(array.shape, start, strict=True))

@@ -25,7 +25,7 @@ from jaxattn.fast.backward import pull_back_blockwise
 from jaxattn.fast.blocks import choose_blocks
 from jaxattn.fast.cells import Cells, Settings, gather_cells
 from jaxattn.fast.forward import attend_blockwise
-from jaxattn.fast.spread import let_compiler_spread, spread_over_devices
+from jaxattn.fast.spread import let_compiler_spread, spread_over_devices, vary_alike
 from jaxattn.functional import products_of, wide_type
 from jaxattn.masks import Mask
 
@@ -61,6 +61,7 @@ def blockwise_attention(
         keys, scale = keys * jnp.asarray(scale, wide), 1.0
     settings = Settings(float(scale), dropout_rate, None if mask is None else mask.reach(), precision)
     try:
+        queries, keys, values, cells = vary_alike((queries, keys, values, cells))
         attend = let_compiler_spread(functools.partial(_attend, settings), queries)
         context = attend(queries, keys, values, cells)
     except TypeError as error:

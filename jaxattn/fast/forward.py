@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxattn.fast.blocks import Blocks, plan_visits, put, take, zero_padded
+from jaxattn.fast.blocks import Blocks, full, plan_visits, put, take, zero_padded
 from jaxattn.fast.cells import LOG2_E, Cells, Settings
 from jaxattn.fast.exponential import power_of_two
 
@@ -55,8 +55,8 @@ def attend_blockwise(
             return sums + weights.sum(-1), context, *highest
 
         shape = (*blocks.heads, bq)
-        lowest = [jnp.full(shape, jnp.finfo(dtype).min, dtype)] if shifted else []
-        state = (jnp.zeros(shape, dtype), jnp.zeros((*shape, D_v), dtype), *lowest)
+        lowest = [full(shape, jnp.finfo(dtype).min, query)] if shifted else []
+        state = (full(shape, 0, query), full((*shape, D_v), 0, query), *lowest)
         sums, context, *highest = lax.fori_loop(0, number, key_block, state)
         seen = sums > 0
         log_sums = jnp.where(seen, jnp.log2(sums) + (highest[0] if shifted else 0), jnp.inf)
@@ -65,7 +65,7 @@ def attend_blockwise(
         log_sums = log_sums.reshape(nb, blocks.query_heads, bq)
         return put(results[0], context, at_queries), put(results[1], log_sums, (b * nb, query_head, row * bq))
 
-    results = jnp.zeros((B, rows * bq, H, D_v), dtype), jnp.zeros((B, H, rows * bq), dtype)
+    results = full((B, rows * bq, H, D_v), 0, query), full((B, H, rows * bq), 0, query)
     nbs, nks, ngs = blocks.counts(B, K, H // K)
     count = nbs * nks * ngs * rows
     # Of two loops one does nothing (`lax.cond` would copy its operands). What does not depend on the index is computed

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
@@ -32,6 +33,15 @@ def let_compiler_spread(function: Callable, query: Array) -> Callable:
     if AxisType.Explicit not in laid.mesh.axis_types:
         return function
     return auto_axes(function, out_sharding=laid)
+
+
+def vary_alike(arguments: Any) -> Any:
+    """Inside `jax.shard_map`, let every array differ between devices along all axes along which any of them does."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return arguments
+    firsts = jnp.stack([leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(arguments)])
+    never = jnp.isnan(firsts).all()
+    return jax.tree.map(lambda leaf: jnp.where(never, leaf, leaf), arguments)
 
 
 def _partition(function: Callable, settings: Any, mesh: Mesh, arguments: Any, results: Any) -> Any:

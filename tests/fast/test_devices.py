@@ -56,6 +56,23 @@ def test_examples_and_heads_are_spread_without_gathering():
     assert finished.stdout.strip() == "done", finished.stderr[-3000:]
 
 
+def test_it_runs_inside_shard_map_where_some_inputs_are_everywhere_the_same():
+    finished = on_eight_devices("""
+        queries, keys, gradient = draw(8, 130, 4, 8), draw(1, 130, 2, 8), draw(8, 130, 4, 8)
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+        def attend(implementation):
+            def call(query, key):
+                key = jnp.broadcast_to(key, (len(query), *key.shape[1:]))
+                return dot_product_attention(query, key, key, masks.Causal(), implementation=implementation)
+            return lambda query, key, gradient: with_gradients(call, query, key, gradient)
+        specs, laid = (P("data"), P(), P("data")), (P("data"), P("data"), P())
+        spread = jax.jit(jax.shard_map(attend("blockwise"), mesh=mesh, in_specs=specs, out_specs=laid))
+        check(spread(queries, keys, gradient), attend("dense")(queries, keys, gradient))
+        print("done")
+    """)
+    assert finished.stdout.strip() == "done", finished.stderr[-3000:]
+
+
 @pytest.mark.parametrize("mask", ["None", "masks.Causal()", "masks.SlidingWindow(9)"])
 def test_a_ring_of_devices_gives_the_numbers_of_one(mask):
     finished = on_eight_devices(f"""
