@@ -265,6 +265,30 @@ def test_a_trained_models_attention_is_what_its_layers_return(open_page, run):
     assert "carry no meaning" in page
 
 
+@pytest.mark.parametrize("pronoun", [0.9, 0.2])
+def test_a_run_of_pronouns_opens_at_the_head_that_found_the_noun(open_page, run, tmp_path, pronoun):
+    directory = shutil.copytree(run, tmp_path / "run")
+    found = {
+        "accuracy": 0.995,
+        "attention": [[0.1, pronoun], [0.0, 0.15]],
+        "attention_before": [[0.0, 0.1], [0.7, 0.3]],
+    }
+    (directory / "pronouns.json").write_text(json.dumps(found))
+    story = run_story(str(directory), "a fox", 0)
+    at_pronoun = pronoun > 0.7
+    assert story.best == ((0, 1) if at_pronoun else (1, 0))
+    browser = open_page(render_page(story))
+    section = browser.find_element("id", "trained")
+    said = (
+        "From the pronoun, head 1 of layer 0 pays 0.90"
+        if at_pronoun
+        else "the word before the pronoun, head 0 of layer 1"
+    )
+    assert said in section.text
+    assert "99.5%" in section.text
+    assert section.find_element("css selector", '[name$="layer"]:checked').get_attribute("value") == str(story.best[0])
+
+
 def test_a_flipped_byte_of_the_payload_is_noticed(open_page):
     story = book_story()
     page = render_page(story)
