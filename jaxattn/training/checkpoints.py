@@ -46,7 +46,8 @@ class Checkpoints:
             preservation_policy=kept,
             cleanup_tmp_directories=True,
         )
-        self._manager = orbax.CheckpointManager(self.directory, options=options)
+        handlers = {"state": orbax.StandardCheckpointHandler()}
+        self._manager = orbax.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._background = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
 
@@ -93,6 +94,9 @@ class Checkpoints:
         place = self.directory / str(step)
         try:
             _check_signature(place)
+            # Orbax would find this out array by array, and leave the reading of the others to the garbage collector.
+            if _sizes(self._manager.item_metadata(step)["state"]) != _sizes(shapes):
+                raise ValueError("its arrays are of other shapes or types")
             arguments = self._orbax.args.Composite(state=self._orbax.args.StandardRestore(shapes))
             return self._manager.restore(step, args=arguments)["state"]
         except Exception as error:  # whatever orbax and its file formats stumble over
@@ -149,6 +153,10 @@ def _check_signature(place: Path) -> None:
     for name in wanted.keys() | came.keys():
         if wanted.get(name) != came.get(name):
             raise ValueError(f"{name} is {'missing' if name not in came else 'not as it was written'}")
+
+
+def _sizes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+    return sorted((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree))
 
 
 def _sums(place: Path) -> dict[str, int]:
