@@ -48,9 +48,13 @@ def draw(story: Story, directory: Path) -> int:
     for name, module, variables in stages_of(story):
         steps = trace(module, variables, story.inputs)
         figures |= {f"{name}_{array}": figure for array, figure in plot_trace(steps, story.tokens).items()}
-    for layer, weights in enumerate([] if story.attention is None else story.attention):
-        title = f"layer {layer}"
-        figures[f"trained_{layer}"] = plot_matrix(weights, story.tokens, story.tokens, title=title)
+    for layer, steps in enumerate(story.layers):
+        for array in ("masked", "weights"):
+            title = f"layer {layer}: {array}"
+            mask, kind = steps["mask"], "weights" if array == "weights" else "scores"
+            figures[f"trained_{layer}_{array}"] = plot_matrix(
+                steps[array], story.tokens, story.tokens, title=title, kind=kind, mask=mask
+            )
     save_plots(figures, directory)
     return len(figures)
 

@@ -32,10 +32,10 @@
     return Array.from({ length: bytes.length / 4 }, (_, index) => view.getFloat32(4 * index, true));
   }
 
-  // An array for the present position of the switches: its numbers in nested lists.
-  function take(section, name) {
+  // An array for a position of the switches, at first the present one: its numbers in nested lists.
+  function take(section, name, state = section.state) {
     const numbers = section.numbers[name];
-    const where = numbers.depends.map((choice) => choice + "=" + section.state[choice]).join("&");
+    const where = numbers.depends.map((choice) => choice + "=" + state[choice]).join("&");
     let flat = decode(numbers.values[where]);
     for (const size of numbers.shape.slice(1).reverse()) {
       const groups = [];
@@ -48,10 +48,8 @@
   const perHead = (section, name) => section.numbers[name].axes[0] === "head";
   const ofHead = (section, name) => perHead(section, name) ? take(section, name)[section.state.head] : take(section, name);
 
-  function names(axis, size) {
-    if (["query", "key", "token"].includes(axis)) return data.tokens;
-    if (axis === "way") return ["before", "after", "renormalised"];
-    return axis === "sum" ? ["sum"] : Array.from({ length: size }, (_, index) => String(index));
+  function names(section, axis, size) {
+    return section.labels[axis] ?? Array.from({ length: size }, (_, index) => (axis === "head" ? "head " : "") + index);
   }
 
   function mix(stops, share) {
@@ -68,8 +66,8 @@
 
   const largestOf = (rows) => Math.max(...rows.flat().filter(Number.isFinite).map(Math.abs));
 
-  function table(title, rows, axes, kind, mask, chosen) {
-    const columns = names(axes[1], rows[0].length), labels = names(axes[0], rows.length), largest = largestOf(rows);
+  function table(section, title, rows, axes, kind, mask, chosen, largest) {
+    const columns = names(section, axes[1], rows[0].length), labels = names(section, axes[0], rows.length);
     const head = element("tr", {}, element("td"), ...columns.map((name) => element("th", { scope: "col" }, isolated(name))));
     const made = element("table", {}, element("caption", {}, title), element("thead", {}, head));
     const body = element("tbody");
@@ -79,7 +77,7 @@
       row.forEach((number, c) => {
         const cell = element("td", { "data-value": String(number), tabindex: r + c ? "-1" : "0" }, shown(number));
         if (mask && !mask[r][c]) { cell.className = "masked"; cell.setAttribute("aria-label", shown(number) + ", hidden"); }
-        else [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
+        else if (kind !== "plain") [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
         line.append(cell);
       });
       body.append(line);
@@ -132,7 +130,7 @@
 
   function arcs(section, place) {
     const weights = ofHead(section, section.arcs)[section.query], chosen = data.tokens[section.query];
-    const widths = data.tokens.map((token) => Math.max(data.tokens.length > 12 ? 52 : 84, 16 + 9 * [...token].length)), ends = [0];
+    const widths = data.tokens.map((token) => Math.max(Math.min(Math.max(place.clientWidth / data.tokens.length, 52), 130), 16 + 9 * [...token].length)), ends = [0];
     widths.forEach((width) => ends.push(ends.at(-1) + width));
     const middle = (index) => ends[index] + widths[index] / 2, wide = ends.at(-1), base = 130;
     const summary = data.tokens.map((token, index) => token + " " + shown(weights[index])).join(", ");
@@ -152,6 +150,27 @@
       for (const text of copy.querySelectorAll("text")) text.setAttribute("font-family", "sans-serif");
       return copy;
     }));
+    scroll.scrollLeft = middle(section.query) - scroll.clientWidth / 2;
+  }
+
+  // Every head as a small picture that chooses it.
+  function heads(section, place) {
+    const choices = section.choices.filter((choice) => ["layer", "head"].includes(choice.name));
+    if (!choices.length) return;
+    let states = [{}];
+    for (const choice of choices) states = states.flatMap((state) => choice.options.map(([value]) => ({ ...state, [choice.name]: value })));
+    const focused = [...place.children].indexOf(document.activeElement);
+    place.replaceChildren(...states.map((state) => {
+      const rows = take(section, section.arcs, { ...section.state, ...state })[state.head], side = 84 / rows.length, name = choices.map((choice) => choice.name + " " + state[choice.name]).join(", ");
+      const picture = drawn("svg", { viewBox: "0 0 84 84", width: 84, height: 84, "aria-hidden": "true" });
+      rows.forEach((row, r) => row.forEach((weight, c) => {
+        if (c <= r) picture.append(drawn("rect", { x: c * side, y: r * side, width: side, height: side, fill: colours(weight, "weights", 1)[0], "data-value": String(weight) }));
+      }));
+      const button = element("button", { type: "button", "aria-pressed": String(choices.every((choice) => section.state[choice.name] === state[choice.name])) }, picture, element("span", {}, name));
+      button.addEventListener("click", () => { for (const choice of choices) section.root.querySelector("[data-choice='" + choice.name + "'] input[value='" + state[choice.name] + "']").click(); });
+      return button;
+    }));
+    place.children[focused]?.focus();
   }
 
   function stepRows(section, step) {
@@ -161,10 +180,10 @@
 
   function stepper(section) {
     const step = section.steps[section.step], chosen = data.tokens[section.query];
-    const [rows, axes] = stepRows(section, step), columns = names(axes[1], rows[0].length);
+    const [rows, axes] = stepRows(section, step), columns = names(section, axes[1], rows[0].length);
     section.stepButtons.forEach((button, index) => index === section.step ? button.setAttribute("aria-current", "step") : button.removeAttribute("aria-current"));
     section.back.disabled = section.step === 0; section.next.disabled = section.step === section.steps.length - 1;
-    const made = table("“" + chosen + "”: " + step.name, rows, axes, /weight|shares|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1);
+    const made = table(section, "“" + chosen + "”: " + step.name, rows, axes, /weight|shares|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1, largestOf(rows));
     if (rows.length === 1) made.querySelector("tbody th").replaceChildren(isolated(chosen));
     section.stepTable.replaceChildren(made);
     const numbers = rows.length === 1 ? ": " + rows[0].map((number, index) => columns[index] + " " + shown(number)).join(", ") : "";
@@ -174,16 +193,16 @@
   function figures(section) {
     section.figures.forEach((figure, index) => {
       const place = section.root.querySelector("[data-figure='" + index + "']"), numbers = section.numbers[figure.array];
-      const heads = perHead(section, figure.array) ? take(section, figure.array) : [take(section, figure.array)];
-      const axes = numbers.axes.slice(-2), mask = figure.hidden ? take(section, figure.hidden) : null;
+      const array = take(section, figure.array), axes = numbers.axes.slice(-2), many = numbers.axes.length === 3;
+      const mask = figure.hidden ? take(section, figure.hidden) : null, titles = many ? names(section, numbers.axes[0], array.length) : [];
       const chosen = ["query", "token"].includes(axes[0]) ? section.query : -1;
-      const tables = heads.map((rows, head) => table(heads.length > 1 ? figure.title + ", head " + head : figure.title, rows, axes, figure.kind, mask, chosen));
+      const tables = (many ? array : [array]).map((rows, each) => table(section, many ? figure.title + ", " + titles[each] : figure.title, rows, axes, figure.kind, mask, chosen, largestOf(many ? array.flat() : array)));
       const scrolls = tables.map((each) => element("div", { class: "scroll" }, each));
       place.replaceChildren(element("div", { class: "small" }, ...scrolls), saveButton(section.id + " " + figure.title, () => pictureOfTables(tables)));
     });
   }
 
-  function update(section) { arcs(section, section.root.querySelector(".arcs")); stepper(section); figures(section); }
+  function update(section) { heads(section, section.root.querySelector(".heads")); arcs(section, section.root.querySelector(".arcs")); stepper(section); figures(section); }
 
   function radios(section, legend, name, options, checked, choose) {
     const row = element("div", { class: "options" });
@@ -215,6 +234,8 @@
     for (const part of section.root.querySelectorAll(".needs-script")) part.hidden = false;
     update(section);
   }
+
+  addEventListener("resize", () => { for (const section of data.sections) arcs(section, section.root.querySelector(".arcs")); });
 
   const theme = document.getElementById("theme"), root = document.documentElement;
   const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxattn.extras import require
-from jaxattn.guide.sections import Figure, Numbers, Section, make_sections, position
+from jaxattn.guide.sections import Figure, Section, make_sections, position
 from jaxattn.guide.story import Story
 
 
@@ -33,7 +33,7 @@ def render_page(story: Story) -> str:
     return str(
         environment.from_string(_file("page.html.jinja")).render(
             story=story,
-            sections=[_with_tables(section, story) for section in sections],
+            sections=[_with_tables(section) for section in sections],
             data={"tokens": story.tokens, "query": story.query, "sections": [_data(s) for s in sections]},
             style=require("markupsafe", extra="guide").Markup(style),
             script=require("markupsafe", extra="guide").Markup(script),
@@ -85,31 +85,29 @@ def _data(section: Section) -> dict[str, Any]:
         "arcs": section.arcs,
         "steps": [step._asdict() for step in section.steps],
         "figures": [figure._asdict() for figure in section.figures],
+        "labels": section.labels,
     }
 
 
-def _with_tables(section: Section, story: Story) -> dict[str, Any]:
+def _with_tables(section: Section) -> dict[str, Any]:
     """Add the tables that stand there without JavaScript: with the switches as they are at first."""
     first = {choice.name: choice.first for choice in section.choices}
-    figures = [(figure, _tables(figure, section.numbers[figure.array], first, story)) for figure in section.figures]
+    figures = [(figure, _tables(figure, section, first)) for figure in section.figures]
     return {**section._asdict(), "tables": figures}
 
 
-def _tables(figure: Figure, numbers: Numbers, first: dict[str, str], story: Story) -> list[dict[str, Any]]:
+def _tables(figure: Figure, section: Section, first: dict[str, str]) -> list[dict[str, Any]]:
+    numbers = section.numbers[figure.array]
     array = numbers.values[position(**{name: first[name] for name in numbers.depends})]
-    heads = list(array) if numbers.axes[0] == "head" else [array]
-    rows, columns = (_names(axis, size, story) for axis, size in zip(numbers.axes[-2:], array.shape[-2:], strict=True))
+    *over, down, across = [_names(section, *axis) for axis in zip(numbers.axes, array.shape, strict=True)]
     tables = []
-    for number, head in enumerate(heads):
-        cells = [[(shown(float(x)), str(float(np.float32(x)))) for x in row] for row in head]
-        title = figure.title if len(heads) == 1 else f"{figure.title}, head {number}"
-        tables.append({"title": title, "columns": columns, "rows": list(zip(rows, cells, strict=True))})
+    for title, matrix in zip(over[0] if over else [""], array if over else [array], strict=True):
+        cells = [[(shown(float(x)), str(float(np.float32(x)))) for x in row] for row in matrix]
+        title = f"{figure.title}, {title}" if title else figure.title
+        tables.append({"title": title, "columns": across, "rows": list(zip(down, cells, strict=True))})
     return tables
 
 
-def _names(axis: str, size: int, story: Story) -> list[str]:
-    if axis in ("query", "key", "token"):
-        return list(story.tokens)
-    if axis == "way":
-        return ["before", "after", "renormalised"]
-    return [axis] if axis == "sum" else [str(number) for number in range(size)]
+def _names(section: Section, axis: str, size: int) -> list[str]:
+    plain = [f"head {number}" if axis == "head" else str(number) for number in range(size)]
+    return section.labels.get(axis, plain)

@@ -40,7 +40,10 @@ class Numbers(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A table of an array: `kind` is "weights", "scores" or "values"; `hidden` an array that says which cells show."""
+    """A table of an array, or of three axes a table for each entry of the first.
+
+    `kind` is "weights", "scores", "values", or "plain" without colours; `hidden` an array that says which cells show.
+    """
 
     title: str
     array: str
@@ -57,7 +60,7 @@ class Step(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One section of the page."""
+    """One section of the page; `labels` names the entries of an axis, where they are more than numbers."""
 
     id: str
     title: str
@@ -68,6 +71,7 @@ class Section(NamedTuple):
     steps: list[Step]
     figures: list[Figure]
     code: str
+    labels: dict[str, list[str]]
 
 
 def make_sections(story: Story) -> list[Section]:
@@ -80,7 +84,7 @@ def make_sections(story: Story) -> list[Section]:
         ['simple', 'trainable', 'causal', 'heads']
     """
     sections = [_simple(story), _trainable(story), _causal(story), _heads(story)]
-    return sections if story.attention is None else [_trained(story), *sections]
+    return [_trained(story), *sections] if story.layers else sections
 
 
 def position(**switches: Any) -> str:
@@ -90,6 +94,10 @@ def position(**switches: Any) -> str:
 
 def _one(array: Any, *axes: str) -> Numbers:
     return Numbers(axes, (), {"": np.asarray(array)})
+
+
+def _of_tokens(story: Story) -> dict[str, list[str]]:
+    return dict.fromkeys(("query", "key", "token"), story.tokens)
 
 
 def _simple(story: Story) -> Section:
@@ -141,6 +149,7 @@ def _simple(story: Story) -> Section:
         "from jaxattn import SimpleSelfAttention\n"
         "attention = SimpleSelfAttention()\n"
         "context, weights = attention.apply({}, x, return_weights=True)",
+        _of_tokens(story),
     )
 
 
@@ -196,6 +205,7 @@ def _trainable(story: Story) -> Section:
         "from jaxattn import SelfAttention\n"
         f"attention = SelfAttention(features={steps['query'].shape[-1]})\n"
         "context, weights = attention.apply(variables, x, return_weights=True)",
+        _of_tokens(story),
     )
 
 
@@ -221,6 +231,7 @@ def _causal(story: Story) -> Section:
     all_three = ("way", "rate", "key")
     numbers |= {
         "weights": Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(w) for k, w in ways.items()}),
+        "ways": _one(jnp.stack(list(ways.values())), "way", "query", "key"),
         "kept": Numbers(("query", "key"), ("rate", "key"), kept),
         "dropped": Numbers(("query", "key"), all_three, dropped),
         "sums": Numbers(("token", "sum"), all_three, sums),
@@ -263,16 +274,17 @@ def _causal(story: Story) -> Section:
         ],
         [
             Figure("Scaled scores, hidden ones −∞", "masked", "scores", "mask"),
-            Figure("Weights", "weights", "weights", "mask"),
+            Figure("Weights", "ways", "weights", "mask"),
+            Figure("Largest difference between the three", "differences", "plain"),
             Figure("Cells that dropout keeps", "kept", "weights"),
             Figure("Weights after dropout", "dropped", "weights", "mask"),
-            Figure("Sums of these rows", "sums", "values"),
+            Figure("Sums of these rows", "sums", "plain"),
             Figure("Context vectors", "context", "values"),
-            Figure("Largest difference between the three ways to mask", "differences", "values"),
         ],
         "from jaxattn import CausalAttention\n"
         f"attention = CausalAttention(features={steps['query'].shape[-1]}, dropout_rate=0.5)\n"
         "context = attention.apply(variables, x, deterministic=False, dropout_key=jax.random.key(0))",
+        _of_tokens(story) | {"way": ["masked before", "masked after", "renormalised"], "sum": ["sum"]},
     )
 
 
@@ -292,6 +304,13 @@ def _heads(story: Story) -> Section:
         for name in ("query", "key", "value", "scaled", "weights", "context", "concatenation")
     }
     numbers["mask"] = _one(stacked["mask"], "query", "key")
+    # (H, T, D) -> (T, H * D), as they were before they were cut
+    joined = {position(way=way): np.asarray(jnp.hstack(list(each["query"]))) for way, each in ways.items()}
+    numbers["joined query"] = Numbers(("token", "joined"), ("way",), joined)
+    numbers["concatenation"] = numbers["concatenation"]._replace(axes=("token", "joined"))
+    compared = {"queries": "query", "keys": "key", "values": "value", "weights": "weights", "context": "context"}
+    largest = [[jnp.abs(stacked[name] - parallel[name]).max()] for name in compared.values()]
+    numbers["differences"] = _one(jnp.array(largest), "array", "largest")
     for name in ("weights", "context", "concatenation", "output"):
         numbers[f"projected {name}"] = _one(projected[name], *projected.axes(name))
     T, wide = len(story.tokens), H * D
@@ -323,46 +342,69 @@ def _heads(story: Story) -> Section:
             Step("project", "of the layer with an output projection: its output", "projected output"),
         ],
         [
-            Figure("Weights of each head", "weights", "weights", "mask"),
-            Figure("Queries of each head", "query", "values"),
-            Figure("Context vectors of each head", "context", "values"),
-            Figure("Side by side", "concatenation", "values"),
-            Figure("With a projection: weights of each head", "projected weights", "weights", "mask"),
+            Figure(f"Queries of all heads, ({T}, {wide})", "joined query", "values"),
+            Figure(f"Cut and turned, ({H}, {T}, {D})", "query", "values"),
+            Figure("Weights", "weights", "weights", "mask"),
+            Figure(f"Context vectors, ({H}, {T}, {D})", "context", "values"),
+            Figure(f"Side by side, ({T}, {wide})", "concatenation", "values"),
+            Figure("Between one after the other and all at once", "differences", "plain"),
+            Figure("With a projection: weights", "projected weights", "weights", "mask"),
             Figure("With a projection: side by side", "projected concatenation", "values"),
             Figure("With a projection: output", "projected output", "values"),
         ],
         "from jaxattn import MultiHeadAttention\n"
         f"attention = MultiHeadAttention(num_heads={H}, features={features})\n"
         "output, weights = attention.apply(variables, x, return_weights=True)",
+        _of_tokens(story)
+        | {
+            "joined": [f"{head}: {number}" for head in range(H) for number in range(D)],
+            "array": list(compared),
+            "largest": ["largest difference"],
+        },
     )
 
 
 def _trained(story: Story) -> Section:
-    weights = np.asarray(story.attention)  # (layers, H, T, T)
-    layers, H, T, _ = weights.shape
-    values = {position(layer=number): weights[number] for number in range(layers)}
+    H, _, D = story.layers[0]["context"].shape
     layer, head = story.best
     numbers = {
-        "weights": Numbers(("head", "query", "key"), ("layer",), values),
-        "mask": _one(np.tril(np.ones((T, T), bool)), "query", "key"),
+        name: Numbers(
+            story.layers[0].axes(name),
+            ("layer",),
+            {position(layer=number): np.asarray(steps[name]) for number, steps in enumerate(story.layers)},
+        )
+        for name in ("scores", "scaled", "masked", "weights", "context")
     }
+    numbers["mask"] = _one(story.layers[0]["mask"], "query", "key")
+    numbers["next"] = _one(story.following, "token", "next")
     return Section(
         "trained",
         "A trained model",
         [
-            f"These are the weights of a model that has learned: {story.run}, {layers} layers of {H} heads. Here an "
-            "arc means something. Choose a token, and see from where each head fetches what it needs.",
+            f"These are the numbers of a model that has learned: {story.run}, {len(story.layers)} layers of {H} heads. "
+            "Here an arc means something. Choose a token, and see from where each head fetches what it needs; the last "
+            "table says what the model takes to come after each token.",
             *([story.found] if story.found else []),
         ],
         [
-            Choice("layer", "Layer", [(str(number), str(number)) for number in range(layers)], str(layer)),
+            Choice("layer", "Layer", [(str(number), str(number)) for number in range(len(story.layers))], str(layer)),
             Choice("head", "Head", [(str(number), str(number)) for number in range(H)], str(head)),
         ],
         numbers,
         "weights",
-        [Step("weights", "what this head pays to each token", "weights")],
-        [Figure("Weights of each head", "weights", "weights", "mask")],
+        [
+            Step("score", "the query times each key", "scores"),
+            Step("scale", f"divided by the root of the head's width, {D}", "scaled"),
+            Step("mask", "−∞ where a key comes after the query", "masked"),
+            Step("softmax", "as shares that sum to 1", "weights"),
+            Step("context", "the head's values, averaged", "context"),
+        ],
+        [
+            Figure("Weights", "weights", "weights", "mask"),
+            Figure("How likely a word is to come next", "next", "weights"),
+        ],
         "from jaxattn.training.saving import load_model\n"
         f"model, params = load_model({story.run!r})\n"
         'logits, kept = model.apply({"params": params}, tokens, mutable=["intermediates"])',
+        _of_tokens(story) | {"next": list(story.words)},
     )

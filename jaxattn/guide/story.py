@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxattn.guide.trace import Trace, trace
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
@@ -19,16 +20,19 @@ from jaxattn.stages import (
     SimpleSelfAttention,
 )
 from jaxattn.training.saving import load_model
-from jaxattn.training.tokenizer import open_tokenizer
+from jaxattn.training.tokenizer import Tokenizer, open_tokenizer
 
 FEWEST, MOST = 2, 24
+# So many of the words that may come next are shown.
+WORDS = 8
 
 
 class Story(NamedTuple):
     """Tokens, their vectors `(T, d_in)`, the stages' variables by name, and whether the numbers are the book's.
 
-    Of a trained run, `attention` holds each layer's weights `(layers, H, T, T)`. `query` is the token that is looked at
-    first, `best` the layer and head, and `found` what the run reports of them.
+    Of a trained run, `layers` traces the attention of each layer, and `following` `(T, n)` holds how likely some
+    `words` are to come after each token. `query` is the token that is looked at first, `best` the layer and head, and
+    `found` what the run reports of them.
     """
 
     tokens: list[str]
@@ -39,7 +43,9 @@ class Story(NamedTuple):
     parallel: Any
     from_book: bool
     run: str | None = None
-    attention: Array | None = None
+    layers: tuple[Trace, ...] = ()
+    following: Array | None = None
+    words: tuple[str, ...] = ()
     query: int = 1
     best: tuple[int, int] = (0, 0)
     found: str = ""
@@ -98,15 +104,42 @@ def run_story(directory: str, text: str | None, seed: int, most: int | None = MO
         ValueError: it holds no model, or the sentence has fewer than 2 tokens, or more than `most`.
     """
     model, params = load_model(directory)
-    tokenizer = open_tokenizer(Path(directory))
+    tokenizer, config = open_tokenizer(Path(directory)), model.config
     ids = tokenizer.encode("the old dog chased the quick fox which bit him" if text is None else text)
-    story = _drawn([tokenizer.decode([token]) for token in ids], seed, most)
-    if len(ids) > model.config.context_length:
-        raise ValueError(f"the text has {len(ids)} tokens, but the run learned {model.config.context_length}")
-    _, kept = model.apply({"params": params}, jnp.array(ids), mutable=["intermediates"])
-    query, best, found = _most_telling(Path(directory) / "pronouns.json", len(ids), model.config.num_layers)
-    layers = (kept["intermediates"][f"block_{n}"]["attention"]["weights"][0] for n in range(model.config.num_layers))
-    return story._replace(run=directory, attention=jnp.stack(list(layers)), query=query, best=best, found=found)
+    story = _drawn([_label(tokenizer, token) for token in ids], seed, most)
+    if len(ids) > config.context_length:
+        raise ValueError(f"the text has {len(ids)} tokens, but the run learned {config.context_length}")
+    logits, kept = model.apply(
+        {"params": params}, jnp.array(ids), capture_intermediates=lambda module, _: module.name == "attention_norm"
+    )
+    blocks = [f"block_{number}" for number in range(config.num_layers)]
+    attention = MultiHeadAttention(config.num_heads, config.features, use_bias=True)
+    layers = tuple(
+        trace(
+            attention,
+            {"params": params[block]["attention"]},
+            kept["intermediates"][block]["attention_norm"]["__call__"][0],
+        )
+        for block in blocks
+    )
+    probabilities = jax.nn.softmax(logits)  # (T, vocab_size)
+    likeliest = jax.lax.top_k(probabilities[-2:].max(0), min(WORDS, config.vocab_size))[1]
+    query, best, found = _most_telling(Path(directory) / "pronouns.json", len(ids), config.num_layers)
+    return story._replace(
+        run=directory,
+        layers=layers,
+        following=probabilities[:, likeliest],
+        words=tuple(_label(tokenizer, int(token)) for token in likeliest),
+        query=query,
+        best=best,
+        found=found,
+    )
+
+
+def _label(tokenizer: Tokenizer, token: int) -> str:
+    """Write a token so that the white space in it is seen."""
+    text = tokenizer.decode([token])
+    return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"}) if text != text.strip() or not text else text
 
 
 def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, int], str]:

@@ -113,30 +113,35 @@ def trace(module: nn.Module, variables: Any, x: Float[Array, "T d_in"], dropout_
         return _stacked(module, variables, x, dropout_key)
     if not isinstance(module, SimpleSelfAttention | SelfAttention | CausalAttention | MultiHeadAttention):
         raise TypeError(f"module is a {type(module).__name__}, but must be one of the five stages of jaxattn.stages")
-    apply = functools.partial(module.apply, variables, x, dropout_key is None, dropout_key, True)
-    (output, weights), state = apply(capture_intermediates=True, mutable=["intermediates"])
-    arrays = _single(module, {"inputs": x, "output": output} | _projections(module, state, x), dropout_key)
-    last = arrays["output" if "output" in arrays else "context"]
-    if not (np.allclose(arrays["weights"], weights, atol=1e-6) and np.allclose(last, output, atol=1e-6)):
-        raise RuntimeError(f"the steps of {type(module).__name__} do not lead to what it returns")
-    return Trace(type(module).__name__, arrays)
+    passed: dict[str, Any] = {"inputs": x}
 
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        """Keep what the module's own layers take and give."""
+        result = call(*args, **kwargs)
+        if context.module.name in ("query", "key", "value"):
+            passed[context.module.name] = result
+        elif context.module.name == "out":
+            passed["concatenation"] = args[0]
+        return result
 
-def _projections(module: nn.Module, state: Any, x: Array) -> dict[str, Array]:
-    if isinstance(module, SimpleSelfAttention):
-        return dict.fromkeys(("query", "key", "value"), x)
-    kept = {name: state["intermediates"][name]["__call__"][0] for name in ("query", "key", "value")}
+    with nn.intercept_methods(note):
+        output, passed["weights"] = module.apply(variables, x, dropout_key is None, dropout_key, True)
     if isinstance(module, MultiHeadAttention):
+        names = ("query", "key", "value", "concatenation")
         # (T, features) -> (H, T, D)
-        return {n: jnp.moveaxis(a.reshape(len(x), module.num_heads, -1), 1, 0) for n, a in kept.items()}
-    return kept
+        heads = [jnp.moveaxis(passed[name].reshape(len(x), module.num_heads, -1), 1, 0) for name in names]
+        passed |= dict(zip(("query", "key", "value", "context"), heads, strict=True)) | {"output": output}
+    else:
+        passed["context"] = output
+    return Trace(type(module).__name__, _in_order(module, passed, dropout_key))
 
 
-def _single(module: Any, given: dict[str, Array], dropout_key: Array | None) -> dict[str, Array]:
-    """Call what the stage calls, in its order, and keep each result."""
-    query, key, value = (given[name] for name in ("query", "key", "value"))
+def _in_order(module: Any, passed: dict[str, Any], dropout_key: Array | None) -> dict[str, Array]:
+    """Compute what lies between by the functions that the stage calls, and see that it leads to what came out."""
     simple, causal = isinstance(module, SimpleSelfAttention), isinstance(module, CausalAttention | MultiHeadAttention)
-    arrays = {"inputs": given["inputs"]} | ({} if simple else {"query": query, "key": key, "value": value})
+    x, weights = passed["inputs"], passed["weights"]
+    query, key, value = (passed.get(name, x) for name in ("query", "key", "value"))
+    arrays = {"inputs": x} | ({} if simple else {"query": query, "key": key, "value": value})
     arrays["scores"] = scores = attention_scores(query, key)  # (..., T, T)
     scale = 1.0 if simple else query.shape[-1] ** -0.5
     if not simple:
@@ -145,16 +150,16 @@ def _single(module: Any, given: dict[str, Array], dropout_key: Array | None) -> 
     if causal:
         arrays["mask"] = mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
         arrays["masked"] = jnp.where(mask, arrays["scaled"], -jnp.inf)
-    arrays["weights"] = kept = attention_weights(scores, mask, scale=scale)
+    arrays["weights"] = left = weights
     if causal and dropout_key is not None:
-        arrays["dropped_weights"] = kept = dropout(kept, module.dropout_rate, dropout_key)
-        cells = dropout(jnp.ones_like(kept), module.dropout_rate, dropout_key) > 0
-        arrays = {**{n: a for n, a in arrays.items() if n != "dropped_weights"}, "kept": cells, "dropped_weights": kept}
-    arrays["context"] = context = context_vectors(kept, value)
-    if isinstance(module, MultiHeadAttention):
-        # (H, T, D) -> (T, features)
-        arrays["concatenation"] = jnp.moveaxis(context, 0, 1).reshape(context.shape[1], -1)
-        arrays["output"] = given["output"]
+        arrays["kept"] = dropout(jnp.ones_like(weights), module.dropout_rate, dropout_key) > 0
+        arrays["dropped_weights"] = left = dropout(weights, module.dropout_rate, dropout_key)
+    arrays |= {name: passed[name] for name in ("context", "concatenation", "output") if name in passed}
+    if not (
+        _agree(attention_weights(scores, mask, scale=scale), weights)
+        and _agree(context_vectors(left, value), arrays["context"])
+    ):
+        raise RuntimeError(f"the steps of {type(module).__name__} do not lead to what it returns")
     return arrays
 
 
@@ -167,9 +172,16 @@ def _stacked(module: MultiHeadAttentionWrapper, variables: Any, x: Array, dropou
     arrays = {
         name: array if name in ENDS else jnp.stack([each[name] for each in traces]) for name, array in traces[0].items()
     }
-    # (H, T, features) -> (T, num_heads * features)
-    arrays["concatenation"] = jnp.concatenate(list(arrays["context"]), axis=-1)
     output: Any = module.apply(variables, x, dropout_key is None, dropout_key)
-    if not np.allclose(arrays["concatenation"], output, atol=1e-6):
+    arrays["concatenation"] = output
+    # (H, T, features) -> (T, num_heads * features)
+    if not _agree(jnp.concatenate(list(arrays["context"]), axis=-1), output):
         raise RuntimeError("the steps of the heads do not lead to what MultiHeadAttentionWrapper returns")
     return Trace(type(module).__name__, arrays)
+
+
+def _agree(came: Array, wanted: Array) -> bool:
+    """Say whether two arrays are the same but for rounding, which in sums grows with the largest number."""
+    wide = np.asarray(wanted, np.float64)
+    rounding = float(jnp.finfo(wanted.dtype).eps) ** 0.5 * max(1.0, float(np.abs(wide).max(initial=0)))
+    return np.allclose(np.asarray(came, np.float64), wide, rtol=0, atol=rounding)

@@ -31,7 +31,8 @@ from jaxattn.functional import (
 )
 from jaxattn.guide.page import render_page, shown
 from jaxattn.guide.story import book_story, drawn_story, run_story
-from jaxattn.training.saving import save_model
+from jaxattn.training.saving import load_model, save_model
+from jaxattn.training.tokenizer import printable
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 STRANGE = '</script> "quoted" <b>&amp; 🦊 שלום fox fox fox --> `${x}`'
@@ -156,20 +157,23 @@ def expected(story):
             "scaled": lambda s: scores3 * jnp.float32(root),
             "masked": lambda s: jnp.where(mask, scores3 * jnp.float32(root), -jnp.inf),
             "weights": lambda s: ways[s["way"]],
+            "ways": lambda s: jnp.stack(list(ways.values())),
             "kept": lambda s: drop(s, jnp.ones((tokens, tokens))) > 0,
             "dropped": lambda s: drop(s, ways[s["way"]]),
             "sums": lambda s: drop(s, ways[s["way"]]).sum(-1, keepdims=True),
             "context": lambda s: context_vectors(drop(s, ways[s["way"]]), value3),
             "differences": lambda s: [[jnp.abs(a - b).max() for b in ways.values()] for a in ways.values()],
         },
-        # To the last bit where one function gives it; what the layer gives in one piece, to rounding.
+        # To the last bit what the modules return; what is computed for all heads at once or one by one, to rounding.
         "heads": {
+            "joined query": lambda s: Near(jnp.concatenate(list(heads[0]), axis=-1)),
             "query": lambda s: Near(heads[0]),
+            "differences": lambda s: Near(np.zeros((5, 1))),
             "scaled": lambda s: Near(attention_scores(*heads[:2]) * 2**-0.5),
-            "weights": lambda s: Near(both[s["way"]][1]),
+            "weights": lambda s: both[s["way"]][1],
             "context": lambda s: Near(context_vectors(both[s["way"]][1], heads[2])),
             "concatenation": lambda s: Near(both[s["way"]][0]),
-            "projected weights": lambda s: Near(projected),
+            "projected weights": lambda s: projected,
             "projected concatenation": lambda s: Near(joined),
             "projected output": lambda s: output,
         },
@@ -208,7 +212,9 @@ for (let query = 0; query < tokens; query++) {
   });
   const figures = [...root.querySelectorAll(".figure")].map((each) => [...each.querySelectorAll("table")].map(rows));
   const arcs = [...root.querySelectorAll(".arcs text.amount")].map((text) => text.textContent);
-  seen.push({ steps, figures, arcs });
+  const cellsOf = (picture) => [...picture.querySelectorAll("rect")].map((cell) => cell.dataset.value);
+  const heads = [...root.querySelectorAll(".heads button")].map(cellsOf);
+  seen.push({ steps, figures, arcs, heads });
 }
 return seen;
 """
@@ -236,10 +242,19 @@ def check_section(browser, section, expected, tokens):
                 same(numbers(rows), Near(row) if isinstance(whole, Near) else row)
             for figure, tables in zip(section["figures"], seen["figures"], strict=True):
                 came = np.stack([numbers(rows) for rows in tables])
-                same(came if axes[figure["array"]][0] == "head" else came[0], wanted[figure["array"]])
+                same(came if len(axes[figure["array"]]) == 3 else came[0], wanted[figure["array"]])
             weights = wanted[section["arcs"]]
             weights = np.asarray(weights.array if isinstance(weights, Near) else weights)
-            weights = weights[int(state["head"])] if "head" in state else weights
+            assert bool(seen["heads"]) == ("head" in state)
+            if "head" in state:
+                shown_heads = (
+                    np.array(seen["heads"], np.float64)
+                    .astype(np.float32)
+                    .reshape(-1, len(weights), tokens * (tokens + 1) // 2)
+                )
+                layer = int(state.get("layer", 0))
+                same(shown_heads[layer], np.stack([head[np.tril_indices(tokens)] for head in weights]))
+                weights = weights[int(state["head"])]
             np.testing.assert_allclose([float(text) for text in seen["arcs"]], weights[query], atol=6e-5)
 
 
@@ -256,12 +271,35 @@ def test_every_number_equals_a_separate_run_of_the_library(open_page, story, nam
     check_section(browser, section, expected(story)[name], len(story.tokens))
 
 
-def test_a_trained_models_attention_is_what_its_layers_return(open_page, run):
+def test_a_trained_models_numbers_are_those_of_its_layers(open_page, run):
     story = run_story(run, "a fox", 0)
     page = render_page(story)
     (section,) = (each for each in payload(page)["sections"] if each["id"] == "trained")
-    wanted = {"weights": lambda s: story.attention[int(s["layer"])]}
+    model, params = load_model(run)
+    logits, kept = model.apply({"params": params}, jnp.array(list(b"a fox")), capture_intermediates=True)
+    blocks = [kept["intermediates"][f"block_{layer}"]["attention"] for layer in range(2)]
+    cut = lambda array: jnp.moveaxis(array["__call__"][0].reshape(5, 2, 4), 1, 0)  # noqa: E731
+    mask = jnp.tril(jnp.ones((5, 5), bool))
+
+    def scores(s):
+        block = blocks[int(s["layer"])]
+        return attention_scores(cut(block["query"]), cut(block["key"]))
+
+    def weights(s):
+        return blocks[int(s["layer"])]["weights"][0]
+
+    likely = jax.nn.softmax(logits)
+    likeliest = jnp.argsort(-likely[-2:].max(0))[:8]
+    wanted = {
+        "scores": scores,
+        "scaled": lambda s: Near(scores(s) / 2),
+        "masked": lambda s: Near(jnp.where(mask, scores(s) / 2, -jnp.inf)),
+        "weights": weights,
+        "context": lambda s: Near(weights(s) @ cut(blocks[int(s["layer"])]["value"])),
+        "next": lambda s: likely[:, likeliest],
+    }
     check_section(open_page(page), section, wanted, 5)
+    assert section["labels"]["next"] == [printable([token]) for token in likeliest]
     assert "carry no meaning" in page
 
 
@@ -287,6 +325,18 @@ def test_a_run_of_pronouns_opens_at_the_head_that_found_the_noun(open_page, run,
     assert said in section.text
     assert "99.5%" in section.text
     assert section.find_element("css selector", '[name$="layer"]:checked').get_attribute("value") == str(story.best[0])
+
+
+def test_a_heads_picture_chooses_it_and_keeps_the_focus(open_page, run):
+    browser = open_page(render_page(run_story(run, "a fox", 0)))
+    buttons = browser.find_elements("css selector", "#trained .heads button")
+    assert [button.text for button in buttons] == [f"layer {layer}, head {head}" for layer in "01" for head in "01"]
+    buttons[2].send_keys(" ")
+    for name, value in (("layer", "1"), ("head", "0")):
+        chosen = browser.find_element("css selector", f"#trained [data-choice={name}] input:checked")
+        assert chosen.get_attribute("value") == value
+    assert browser.switch_to.active_element.text == "layer 1, head 0"
+    assert browser.switch_to.active_element.get_attribute("aria-pressed") == "true"
 
 
 def test_a_flipped_byte_of_the_payload_is_noticed(open_page):
