@@ -37,11 +37,11 @@ def make_sentences(seed: int, number: int, *, held_out: bool) -> Sentences:
     """Draw sentences that follow from the arguments alone.
 
     Half of them open with another animal ("near the cow ,"). Then one of three frames: the pronoun means the subject
-    ("the dog chased the fox which bit him"), the subject after a relative clause of its own ("the dog which met the cow
-    chased the fox which bit him"), or the animal in the relative clause ("the fox which the dog chased bit him").
-    Relative clauses come in both orders, and every noun has up to two adjectives. An animal that grammar excludes (the
-    one that bites) has either gender by chance, and one that grammar would allow has the other gender. So there is
-    always just one answer, and neither the place of a noun nor the word before the pronoun gives it.
+    ("the dog chased the fox which bit him"), the subject after a relative clause of its own, in either order ("the dog
+    which met the cow chased the fox which bit him", "the dog which the cow met …"), or the animal in the relative
+    clause ("the fox which met the dog bit him"). Every noun has up to two adjectives. An animal that grammar excludes
+    (the one that bites) has either gender by chance, and one that grammar would allow has the other gender. So there
+    is always just one answer, and neither the place of a noun nor the word before the pronoun gives it.
 
     Args:
         seed: same seed, same sentences.
@@ -75,6 +75,8 @@ def make_sentences(seed: int, number: int, *, held_out: bool) -> Sentences:
     opens, verb_first = random.integers(2, size=(2, number)) == 1
     frame = random.integers(3, size=number)
     has_clause, means_inner, has_object = frame > 0, frame == 2, frame < 2
+    # In the other order the one that is bitten would stand as near to its pronoun as elsewhere the one that bites.
+    verb_first = verb_first | means_inner
     subject, inner = np.where(means_inner, biting, meant), np.where(means_inner, meant, inner)
     relation = _draw(random, VERBS, number)
     before = [

@@ -436,6 +436,24 @@ def test_nobody_is_shut_out(open_page, width, dark):
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pictures_of_the_page_show_weights_of_all_sizes(open_page, run, tmp_path, width, dark):
+    """JAXATTN_PICTURES names a directory in which they stay, JAXATTN_RUN a run to show: so the README's was made."""
+    story = run_story(os.environ.get("JAXATTN_RUN", run), None if "JAXATTN_RUN" in os.environ else "a fox", 0)
+    browser = open_page(render_page(story), width, dark)
+    box = "const [a, b] = ['#trained', '#trained .view'].map((part) => document.querySelector(part)"
+    clip = browser.execute_script(
+        f"{box}.getBoundingClientRect()); return {{ x: 0, y: a.top, width: innerWidth, height: b.bottom - a.top + 20 }}"
+    )
+    options = {"clip": {**clip, "scale": 1}, "captureBeyondViewport": True}
+    path = Path(os.environ.get("JAXATTN_PICTURES", tmp_path)) / f"guide-{width}-{'dark' if dark else 'light'}.png"
+    path.write_bytes(base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", options)["data"]))
+    picture = np.asarray(pytest.importorskip("matplotlib.image", reason="install the extra plot").imread(path))
+    colours = {tuple(colour) for colour in np.round(255 * picture[..., :3]).astype(int).reshape(-1, 3)}
+    assert {(68, 1, 84), (253, 231, 37)} <= colours  # the ends of viridis
+
+
 def test_the_theme_can_be_chosen(open_page):
     browser = open_page(render_page(book_story()))
     colour = "return getComputedStyle(document.body).backgroundColor"

@@ -52,7 +52,7 @@ def test_no_word_and_no_place_gives_the_answer():
         for tokens in HELD_OUT.tokens:
             genders = [GENDER[WORDS[token]] for token in tokens if WORDS[token] in GENDER]
             guesses.append(genders[max(min(place, len(genders) - 1), -len(genders))])
-        assert np.mean([a == b for a, b in zip(guesses, right, strict=True)]) < 0.72
+        assert 0.28 < np.mean([a == b for a, b in zip(guesses, right, strict=True)]) < 0.72
 
 
 def test_the_tokenizer_reads_what_is_spelled():
