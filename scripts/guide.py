@@ -19,8 +19,8 @@ def main() -> int:
     """Run; return the exit status."""
     options = parser().parse_args()
     try:
-        if options.seed < 0:
-            raise ValueError(f"--seed is {options.seed}, but must be at least 0")
+        if not 0 <= options.seed < 2**32:
+            raise ValueError(f"--seed is {options.seed}, but must be from 0 to {2**32 - 1}")
         most = MOST if options.plots is None else None
         if options.run is not None:
             story = run_story(options.run, options.text, options.seed, most)
@@ -37,7 +37,7 @@ def main() -> int:
         print(f"guide.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("guide.py: interrupted; nothing was written", file=sys.stderr)
+        print("guide.py: interrupted", file=sys.stderr)
         return 130
     return 0
 

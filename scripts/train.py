@@ -5,7 +5,7 @@ cores, GPUs or TPUs that JAX finds are used. With --out DIR the run can be left 
 Ctrl-C or SIGTERM saves and ends it, and --resume goes on where it was, whatever stopped it, to the last bit.
 
 Exit status: 0 the held-out loss fell, 1 it did not, 2 something was wrong with the options, files or disk, 3 the loss
-became NaN or infinite, 130 or 143 stopped by Ctrl-C or SIGTERM (what was learned by then is saved).
+became NaN or infinite, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM (what was learned by then is saved).
 """
 
 import argparse
@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 from typing import Any
+
+from jax.errors import JaxRuntimeError
 
 from jaxattn.training.config import add_options, from_options
 from jaxattn.training.devices import join_processes, use_all_cores
@@ -36,6 +38,9 @@ def main() -> int:
     except (OSError, ValueError, ImportError, DivergedError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 3 if isinstance(error, DivergedError) else 2
+    except (MemoryError, JaxRuntimeError) as error:
+        print(f"train.py: {_first_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("train.py: interrupted; what was saved before is intact", file=sys.stderr)
         return 130
@@ -55,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
     together.add_argument("--processes", type=int, metavar="N", help="how many there are")
     together.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     return new
+
+
+def _first_line(error: BaseException) -> str:
+    """Say what JAX stumbled over; of what it lists where memory is short, nothing helps."""
+    line = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in line:
+        return f"there is too little memory ({line}): write --accumulate 2 or more, --remat, or a smaller --batch-size"
+    return f"JAX gave up ({line})"
 
 
 def _hush() -> None:

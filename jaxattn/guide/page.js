@@ -76,7 +76,7 @@
       if (r === chosen) line.className = "chosen";
       row.forEach((number, c) => {
         const cell = element("td", { "data-value": String(number), tabindex: r + c ? "-1" : "0" }, shown(number));
-        if (mask && !mask[r][c]) { cell.className = "masked"; cell.setAttribute("aria-label", shown(number) + ", hidden"); }
+        if ((mask && !mask[r][c]) || !Number.isFinite(number)) { cell.className = "masked"; cell.setAttribute("aria-label", shown(number) + ", hidden"); }
         else if (kind !== "plain") [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
         line.append(cell);
       });
@@ -106,14 +106,17 @@
 
   function pictureOfTables(tables) {
     const picture = drawn("svg", { xmlns: "http://www.w3.org/2000/svg", "font-family": "sans-serif", "font-size": 12 });
+    const letters = (text) => 7.5 * [...text].length;
     let top = 20, wide = 0;
     for (const each of tables) {
+      const cells = [...each.rows].map((row) => [...row.cells].map((cell) => cell.textContent));
+      const side = 12 + Math.max(...cells.map((row) => letters(row[0]))), width = Math.max(62, ...cells[0].slice(1).map((text) => 8 + letters(text)));
+      wide = Math.max(wide, side + width * (cells[0].length - 1) + 8, 16 + 1.1 * letters(each.caption.textContent));
       picture.append(drawn("text", { x: 8, y: top, "font-weight": "bold" }, each.caption.textContent));
       [...each.rows].forEach((row, r) => [...row.cells].forEach((cell, c) => {
-        const x = c ? 90 + 62 * (c - 1) : 4, y = top + 8 + 24 * r, body = cell.tagName === "TD" && r;
-        if (body) picture.append(drawn("rect", { x, y, width: 62, height: 24, fill: cell.style.backgroundColor || "#ddd", stroke: "#999" }));
-        picture.append(drawn("text", { x: c ? x + 31 : x + 80, y: y + 16, "text-anchor": c ? "middle" : "end", fill: body ? cell.style.color || "#333" : "#333" }, cell.textContent));
-        wide = Math.max(wide, x + 70);
+        const x = side + width * (c - 1), y = top + 8 + 24 * r, body = cell.tagName === "TD" && r;
+        if (body) picture.append(drawn("rect", { x, y, width, height: 24, fill: cell.style.backgroundColor || "#ddd", stroke: "#999" }));
+        picture.append(drawn("text", { x: c ? x + width / 2 : side - 6, y: y + 16, "text-anchor": c ? "middle" : "end", fill: body ? cell.style.color || "#333" : "#333" }, cell.textContent));
       }));
       top += 24 * each.rows.length + 40;
     }
@@ -139,8 +142,8 @@
       const from = middle(section.query), to = middle(key), share = Math.min(Math.max(weight, 0), 1), rise = 30 + 130 * Math.abs(from - to) / wide;
       const bend = key === section.query ? "M" + (from - 8) + " " + base + " c -22 -46 38 -46 16 0" : "M" + from + " " + base + " C" + from + " " + (base - rise) + " " + to + " " + (base - rise) + " " + to + " " + base;
       if (share > 0) picture.append(drawn("path", { d: bend, "stroke-width": .5 + 9 * share, "stroke-opacity": .25 + .75 * share, "data-key": key, "data-value": String(weight) }));
-      picture.append(drawn("text", { x: to, y: base + 20, "text-anchor": "middle", class: key === section.query ? "chosen" : "" }, data.tokens[key]));
-      picture.append(drawn("text", { x: to, y: base + 40, "text-anchor": "middle", class: "amount" }, shown(weight)));
+      picture.append(drawn("text", { x: to, y: base + 20, "text-anchor": "middle", "font-size": 14, class: key === section.query ? "chosen" : "" }, data.tokens[key]));
+      picture.append(drawn("text", { x: to, y: base + 40, "text-anchor": "middle", "font-size": 11, class: "amount" }, shown(weight)));
     });
     const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": section.root.querySelector("h2").textContent + ": arcs" }, picture);
     place.replaceChildren(scroll, saveButton(section.id + " arcs", () => {
@@ -182,7 +185,9 @@
     const step = section.steps[section.step], chosen = data.tokens[section.query];
     const [rows, axes] = stepRows(section, step), columns = names(section, axes[1], rows[0].length);
     section.stepButtons.forEach((button, index) => index === section.step ? button.setAttribute("aria-current", "step") : button.removeAttribute("aria-current"));
-    section.back.disabled = section.step === 0; section.next.disabled = section.step === section.steps.length - 1;
+    // Not disabled in earnest, for that would take the keyboard's focus away.
+    section.back.setAttribute("aria-disabled", String(section.step === 0));
+    section.next.setAttribute("aria-disabled", String(section.step === section.steps.length - 1));
     const made = table(section, "“" + chosen + "”: " + step.name, rows, axes, /weight|shares|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1, largestOf(rows));
     if (rows.length === 1) made.querySelector("tbody th").replaceChildren(isolated(chosen));
     section.stepTable.replaceChildren(made);
@@ -224,7 +229,7 @@
     const tokens = data.tokens.map((token, index) => [String(index), token]);
     controls.append(radios(section, "Query: the token that asks", "query", tokens, String(section.query), (value) => { section.query = Number(value); }));
     for (const choice of section.choices) controls.append(radios(section, choice.label, choice.name, choice.options, section.state[choice.name], (value) => { section.state[choice.name] = value; }));
-    const move = (to) => { section.step = to; stepper(section); };
+    const move = (to) => { section.step = Math.min(Math.max(to, 0), section.steps.length - 1); stepper(section); };
     section.back = element("button", { type: "button" }, "Back"); section.next = element("button", { type: "button" }, "Next");
     section.back.addEventListener("click", () => move(section.step - 1)); section.next.addEventListener("click", () => move(section.step + 1));
     section.stepButtons = section.steps.map((step, index) => { const button = element("button", { type: "button" }, step.name); button.addEventListener("click", () => move(index)); return button; });
@@ -235,7 +240,11 @@
     update(section);
   }
 
-  addEventListener("resize", () => { for (const section of data.sections) arcs(section, section.root.querySelector(".arcs")); });
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth !== width) for (const section of data.sections) arcs(section, section.root.querySelector(".arcs"));
+    width = innerWidth;
+  });
 
   const theme = document.getElementById("theme"), root = document.documentElement;
   const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

@@ -279,6 +279,7 @@ def _causal(story: Story) -> Section:
             Figure("Cells that dropout keeps", "kept", "weights"),
             Figure("Weights after dropout", "dropped", "weights", "mask"),
             Figure("Sums of these rows", "sums", "plain"),
+            Figure("Values", "value", "values"),
             Figure("Context vectors", "context", "values"),
         ],
         "from jaxattn import CausalAttention\n"
@@ -344,11 +345,14 @@ def _heads(story: Story) -> Section:
         [
             Figure(f"Queries of all heads, ({T}, {wide})", "joined query", "values"),
             Figure(f"Cut and turned, ({H}, {T}, {D})", "query", "values"),
+            Figure("Keys", "key", "values"),
+            Figure("Values", "value", "values"),
             Figure("Weights", "weights", "weights", "mask"),
             Figure(f"Context vectors, ({H}, {T}, {D})", "context", "values"),
             Figure(f"Side by side, ({T}, {wide})", "concatenation", "values"),
             Figure("Between one after the other and all at once", "differences", "plain"),
             Figure("With a projection: weights", "projected weights", "weights", "mask"),
+            Figure("With a projection: context vectors", "projected context", "values"),
             Figure("With a projection: side by side", "projected concatenation", "values"),
             Figure("With a projection: output", "projected output", "values"),
         ],

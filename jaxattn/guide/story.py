@@ -19,12 +19,15 @@ from jaxattn.stages import (
     SelfAttention,
     SimpleSelfAttention,
 )
+from jaxattn.training.pronoun_words import PRONOUNS
 from jaxattn.training.saving import load_model
-from jaxattn.training.tokenizer import Tokenizer, open_tokenizer
+from jaxattn.training.tokenizer import END, Tokenizer, open_tokenizer
 
 FEWEST, MOST = 2, 24
 # So many of the words that may come next are shown.
 WORDS = 8
+# What a run is shown on, unless told; the short one where every byte is a token.
+SENTENCE, SHORT = "the old dog chased the quick fox which bit him", "the dog bit him"
 
 
 class Story(NamedTuple):
@@ -105,10 +108,14 @@ def run_story(directory: str, text: str | None, seed: int, most: int | None = MO
     """
     model, params = load_model(directory)
     tokenizer, config = open_tokenizer(Path(directory)), model.config
-    ids = tokenizer.encode("the old dog chased the quick fox which bit him" if text is None else text)
+    ids = tokenizer.encode(SENTENCE if text is None else text)
+    if text is None and len(ids) > min(most or len(ids), config.context_length):
+        ids = tokenizer.encode(SHORT)
     story = _drawn([_label(tokenizer, token) for token in ids], seed, most)
     if len(ids) > config.context_length:
-        raise ValueError(f"the text has {len(ids)} tokens, but the run learned {config.context_length}")
+        raise ValueError(
+            f"the text has {len(ids)} tokens, but the run learned {config.context_length}: write a shorter --text"
+        )
     logits, kept = model.apply(
         {"params": params}, jnp.array(ids), capture_intermediates=lambda module, _: module.name == "attention_norm"
     )
@@ -124,7 +131,7 @@ def run_story(directory: str, text: str | None, seed: int, most: int | None = MO
     )
     probabilities = jax.nn.softmax(logits)  # (T, vocab_size)
     likeliest = jax.lax.top_k(probabilities[-2:].max(0), min(WORDS, config.vocab_size))[1]
-    query, best, found = _most_telling(Path(directory) / "pronouns.json", len(ids), config.num_layers)
+    query, best, found = _most_telling(Path(directory) / "pronouns.json", story.tokens, config.num_layers)
     return story._replace(
         run=directory,
         layers=layers,
@@ -138,25 +145,27 @@ def run_story(directory: str, text: str | None, seed: int, most: int | None = MO
 
 def _label(tokenizer: Tokenizer, token: int) -> str:
     """Write a token so that the white space in it is seen."""
-    text = tokenizer.decode([token])
+    text = END if token == tokenizer.separator else tokenizer.decode([token])
     return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"}) if text != text.strip() or not text else text
 
 
-def _most_telling(report: Path, T: int, layers: int) -> tuple[int, tuple[int, int], str]:
-    """Return the token, and the layer and head, to look at first: those that find the noun, where a run tells."""
+def _most_telling(report: Path, tokens: list[str], layers: int) -> tuple[int, tuple[int, int], str]:
+    """Return the token, and the layer and head, to look at first: the pronoun and who finds its noun, where told."""
     if not report.exists():
-        return T - 1, (layers - 1, 0), ""
-    found = json.loads(report.read_text())
-    at, before = np.array(found["attention"]), np.array(found["attention_before"])
-    at_pronoun = at.max() >= before.max()
-    shares, place = (at, "the pronoun") if at_pronoun else (before, "the word before the pronoun")
-    layer, head = (int(index) for index in np.unravel_index(shares.argmax(), shares.shape))
+        return len(tokens) - 1, (layers - 1, 0), ""
+    try:
+        found = json.loads(report.read_text(encoding="utf-8"))
+        attention, accuracy = np.array(found["attention"], float), float(found["accuracy"])
+        layer, head = (int(index) for index in np.unravel_index(attention.argmax(), attention.shape))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{report} is damaged ({error}): remove it, or name another --run") from error
     words = (
-        f"This one has learned to whom a pronoun refers, and is right in {found['accuracy']:.1%} of sentences that "
-        f"training never showed. From {place}, head {head} of layer {layer} pays {shares.max():.2f} of its attention "
-        "to the noun that is meant, in the mean over them."
+        f"This one has learned to whom a pronoun refers, and is right in {accuracy:.1%} of sentences that training "
+        f"never showed. From the pronoun, head {head} of layer {layer} pays {attention.max():.2f} of its attention to "
+        "the noun that is meant, in the mean over them."
     )
-    return T - 1 if at_pronoun else T - 2, (layer, head), words
+    pronouns = [number for number, token in enumerate(tokens) if token in PRONOUNS]
+    return pronouns[-1] if pronouns else len(tokens) - 1, (layer, head), words
 
 
 def _drawn(tokens: list[str], seed: int, most: int | None) -> Story:

@@ -52,8 +52,8 @@ class Checkpoints:
         self._written: Future[None] | None = None
 
     def steps(self) -> list[int]:
-        """Return the steps of all complete checkpoints, from first to last."""
-        return sorted(self._manager.all_steps())
+        """Return the steps of all complete checkpoints, from first to last; one that is being written is none."""
+        return sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir())
 
     def save(self, step: int, state: Any, held_out_loss: float | None) -> None:
         """Begin to save; errors of the last time are raised now.

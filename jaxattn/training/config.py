@@ -1,12 +1,13 @@
 """What a training run can be told, once: the fields are the command line's options and the saved configuration."""
 
 import dataclasses
-from argparse import SUPPRESS, ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 from typing import Any
 
 from jaxattn.checks import check_rate
 from jaxattn.models.gpt import GPTConfig
 from jaxattn.training.devices import parse_mesh
+from jaxattn.training.pronouns import LONGEST
 
 TASKS = ("text", "pronouns")
 TYPES = ("float32", "bfloat16")
@@ -70,6 +71,11 @@ class TrainConfig:
                 raise ValueError(f"{flag(name)} is {getattr(self, name)!r}, but must be {' or '.join(allowed)}")
         if self.task == "pronouns" and (self.text or self.tokenizer != "bytes"):
             raise ValueError("--task pronouns makes its own text and words: leave --text and --tokenizer out")
+        if self.task == "pronouns" and self.context_length < LONGEST:
+            raise ValueError(
+                f"--context-length is {self.context_length}, but a sentence with a pronoun has up to {LONGEST} words: "
+                f"write --context-length {LONGEST} or more"
+            )
         if self.width % self.heads:
             wider = -(-self.width // self.heads) * self.heads
             raise ValueError(
@@ -98,7 +104,7 @@ class TrainConfig:
 # What a task is learned with unless said otherwise.
 PRESETS: dict[str, dict[str, Any]] = {
     "text": {},
-    "pronouns": {"layers": 2, "heads": 2, "batch_size": 32, "steps": 2000, "save_every": 500},
+    "pronouns": {"layers": 2, "heads": 4, "batch_size": 32, "steps": 2000, "save_every": 500},
 }
 
 
@@ -106,7 +112,9 @@ def add_options(parser: ArgumentParser) -> None:
     """Give the parser one option for each field of `TrainConfig`; those that are not given are not in its result."""
     for field in dataclasses.fields(TrainConfig):
         if isinstance(field.default, bool):
-            parser.add_argument(flag(field.name), action="store_true", default=SUPPRESS, help=field.metadata["help"])
+            parser.add_argument(
+                flag(field.name), action=BooleanOptionalAction, default=SUPPRESS, help=field.metadata["help"]
+            )
             continue
         shown = "" if field.default in ((), None, "") else f" (default: {field.default})"
         text = field.default is None or field.default == ()

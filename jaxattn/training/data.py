@@ -16,7 +16,7 @@ from jaxattn.training.directory import TOKENS, fingerprints, open_directory
 from jaxattn.training.pronoun_words import make_tokenizer, vocabulary
 from jaxattn.training.pronouns import LONGEST, held_out, trained_on
 from jaxattn.training.saving import write_whole
-from jaxattn.training.text import Corpus, Stretch, Text, make_corpus, standard_library
+from jaxattn.training.text import Corpus, Stretch, Text, check_length, make_corpus, standard_library
 from jaxattn.training.tokenizer import END, FILE, Tokenizer, bytes_tokenizer, learn_bpe, read_tokenizer, write_tokens
 
 Result = TypeVar("Result")
@@ -48,7 +48,7 @@ def open_data(config: TrainConfig, resume: bool) -> Data:
     if config.tokenizer == "bytes":
         # Before the directory is made, so that what is wrong with a text leaves nothing behind.
         corpus = make_corpus(files, config.context_length)
-    directory = None if config.out is None else _first_process_first(lambda: open_directory(config, texts, resume))
+    directory = _directory(config, texts, resume)
     if config.tokenizer == "bytes":
         return Data(corpus, bytes_tokenizer(), name, "byte", directory)
     place = directory or _temporary()
@@ -56,8 +56,13 @@ def open_data(config: TrainConfig, resume: bool) -> Data:
     def make_tokens() -> tuple[Tokenizer, list[Path], str]:
         kept = place / FILE
         if not kept.exists():
-            named = config.tokenizer != "bpe"
-            content = Path(config.tokenizer).read_text() if named else learn_bpe(files, config.vocab_size)
+            if config.tokenizer == "bpe":
+                content = learn_bpe(files, config.vocab_size)
+            else:
+                read_tokenizer(
+                    Path(config.tokenizer)
+                )  # so that what is wrong with it is said of the file that was named
+                content = Path(config.tokenizer).read_text(encoding="utf-8")
             write_whole(kept, content.encode())
         tokenizer = read_tokenizer(kept)
         return tokenizer, *write_tokens(tokenizer, files, place / TOKENS)
@@ -69,21 +74,24 @@ def open_data(config: TrainConfig, resume: bool) -> Data:
 
 def _pronouns(config: TrainConfig, resume: bool) -> Data:
     """Make the sentences about pronouns, packed one after the other, and the tokenizer that knows their words."""
-    directory = None if config.out is None else _first_process_first(lambda: open_directory(config, [], resume))
+    directory = _directory(config, [], resume)
     place = directory or _temporary()
 
     def make_tokens() -> Corpus:
-        write_whole(place / FILE, make_tokenizer().to_str().encode())
+        if not (place / FILE).exists():
+            write_whole(place / FILE, make_tokenizer().to_str().encode())
         (place / TOKENS).mkdir(exist_ok=True)
         texts = []
         for name, sentences in (("train", trained_on(config.seed)), ("held_out", held_out(config.seed))):
             real = np.arange(LONGEST) < sentences.lengths[:, None]
             path = place / TOKENS / f"{name}.uint16"
-            write_whole(path, sentences.tokens[real].astype("uint16").tobytes())
+            if not path.exists():
+                write_whole(path, sentences.tokens[real].astype("uint16").tobytes())
             texts.append(Text((Stretch(path, "uint16", 0, int(real.sum())),), vocabulary()[END]))
         return Corpus(*texts)
 
     corpus = _first_process_first(make_tokens)
+    check_length(corpus, config.context_length, "words")
     return Data(corpus, read_tokenizer(place / FILE), "sentences with a pronoun", "word", directory)
 
 
@@ -92,6 +100,15 @@ def _temporary() -> Path:
     place = Path(tempfile.mkdtemp(prefix="jaxattn-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     return place
+
+
+def _directory(config: TrainConfig, texts: list[str], resume: bool) -> Path | None:
+    """Open the run's directory, if there is one; of several processes the first does."""
+    if config.out is None:
+        return None
+    return _first_process_first(
+        lambda: open_directory(config, texts, resume) if jax.process_index() == 0 else Path(str(config.out))
+    )
 
 
 def _first_process_first(make: Callable[[], Result]) -> Result:

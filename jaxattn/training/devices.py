@@ -19,8 +19,8 @@ AXES = ("data", "model", "seq")
 COLUMNS, ROWS = ("query", "key", "value", "expand"), ("out", "contract")
 
 
-# What the usual launchers tell each of several processes.
-LAUNCHERS = {"SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"}
+# What the usual launchers tell each of several processes that they start.
+LAUNCHERS = {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"}
 
 
 def use_all_cores() -> None:

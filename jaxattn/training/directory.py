@@ -63,7 +63,7 @@ def open_directory(config: TrainConfig, texts: Sequence[str], resume: bool) -> P
         differences = there.differences(config)
         if same_texts != list(texts):
             differences.append("--text another, or changed since")
-        if differences and not begun:
+        if not begun and (differences or not resume):
             # Nothing was learned yet that could be lost.
             shutil.rmtree(directory / TOKENS, ignore_errors=True)
             (directory / TOKENIZER).unlink(missing_ok=True)
@@ -75,8 +75,12 @@ def open_directory(config: TrainConfig, texts: Sequence[str], resume: bool) -> P
             raise ValueError(
                 f"{directory} holds this run already: add --resume to go on with it, or name another --out"
             )
-    elif begun or (directory / CONFIGURATION).exists():
-        raise ValueError(f"{directory} holds a model that no run of this script left there: name another --out")
+    else:
+        for name in (CHECKPOINTS, PARAMETERS, CONFIGURATION, TOKENIZER, TOKENS):
+            if (directory / name).exists() and (name != CHECKPOINTS or begun):
+                raise ValueError(
+                    f"{directory} holds {name}, which no run of this script left there: name another --out"
+                )
     content = {"config": dataclasses.asdict(config), "texts": list(texts)}
     write_whole(file, json.dumps(content, indent=1).encode())
     return directory

@@ -1,5 +1,6 @@
 """What happened at each step, as lines of JSON, as TensorBoard's scalars, and as a curve."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -42,10 +43,11 @@ class Journal:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """End the files."""
+        """End the files; `write` has told what went wrong."""
         for file in (self._file, self._board):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):
+                    file.close()
 
 
 def read_journal(directory: Path) -> list[dict[str, Any]]:

@@ -1,15 +1,18 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import datetime
 import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from jaxattn.extras import require
 
-LINES = 20
+# So many lines in a run, and the latest steps by which speed and time left are told.
+LINES, LATEST = 20, 100
 
 
 class Progress:
@@ -34,7 +37,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with _unheard():
+                self.bar.stop()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -56,28 +60,45 @@ class Progress:
             self.seconds.append(now - self.last)
             speed = self.tokens_per_step / self.seconds[-1]
         self.last = now
-        if step % self.every == 0 or step == self.steps:
-            state = f"loss {loss:.3f}"
-            if self.seconds:
-                left = statistics.median(self.seconds[-100:]) * (self.steps - step)
-                state += f"  {self.tokens_per_second:,.0f} tokens/s  {datetime.timedelta(seconds=round(left))} left"
-            if self.bar is not None:
-                self.bar.update(self.task, completed=step, state=state)
-            elif not self.quiet:
-                say(f"step {step}/{self.steps}  {state}")
+        if self.bar is not None:
+            with _unheard():
+                self.bar.update(self.task, completed=step, state=self._state(step, loss))
+        elif not self.quiet and (step % self.every == 0 or step == self.steps):
+            say(f"step {step}/{self.steps}  {self._state(step, loss)}")
         return speed
+
+    def _state(self, step: int, loss: float) -> str:
+        """Put loss, present speed and time left into words."""
+        if not self.seconds:
+            return f"loss {loss:.3f}"
+        seconds = statistics.median(self.seconds[-LATEST:])
+        left = datetime.timedelta(seconds=round(seconds * (self.steps - step)))
+        return f"loss {loss:.3f}  {self.tokens_per_step / seconds:,.0f} tokens/s  {left} left"
 
     def say(self, text: str) -> None:
         """Print lines above the bar."""
         if self.bar is not None:
-            self.bar.console.print(text, markup=False, highlight=False)
+            with _unheard():
+                self.bar.console.print(_printable(text), markup=False, highlight=False)
         elif not self.quiet:
             say(text)
 
 
 def say(line: str = "", end: str = "\n") -> None:
-    """Print a line; when nobody reads any more (`| head`), the run goes on in silence."""
+    """Print a line; when nobody reads any more (`| head`, a terminal that was closed), the run goes on in silence."""
+    with _unheard():
+        print(_printable(line), end=end, flush=True)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
     try:
-        print(line, end=end, flush=True)
-    except BrokenPipeError:
+        yield
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _printable(text: str) -> str:
+    """Put a question mark for each letter that standard output's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, errors="replace").decode(encoding)

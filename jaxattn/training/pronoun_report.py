@@ -126,9 +126,8 @@ def table(report: PronounReport) -> str:
         lines.append(f"layer {layer}" + "".join(f"{f'{at:.2f} ({before:.2f})':>13}" for at, before in cells))
     layer, head = report.best_head
     share = report.attention[layer, head]
-    return "\n".join(
-        [*lines, f"layer {layer}, head {head} finds the noun: it gets {share:.2f} of that head's attention"]
-    )
+    does = "finds the noun" if share >= 0.5 else "looks at the noun most, but has not found it"
+    return "\n".join([*lines, f"layer {layer}, head {head} {does}: it gets {share:.2f} of that head's attention"])
 
 
 @functools.partial(jax.jit, static_argnums=0)

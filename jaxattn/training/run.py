@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxattn.extras import require
 from jaxattn.models.generation import generate
 from jaxattn.models.gpt import GPT
 from jaxattn.training.checkpoints import Checkpoints
@@ -62,6 +64,10 @@ class Run:
         self.config = config
         self.speaks = jax.process_index() == 0
         self.mesh = make_mesh(parse_mesh(config.mesh), config.batch_size, config.heads, config.context_length)
+        # What cannot be done is said before anything on disk is touched.
+        self.parts = _parts(config, self.mesh)
+        if config.tensorboard:
+            require("tensorboardX", extra="tensorboard")
         self.data: Data = open_data(config, resume is not None)
         sizes = config.model(self.data.tokenizer.vocab_size)
         dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
@@ -92,25 +98,24 @@ class Run:
         self._go_back_to_the_checkpoint()
         first = int(self.state.step)
         keeps = self.directory if self.speaks else None
-        self.journal = Journal(keeps, first, self.config.tensorboard)
         tokens = self.config.batch_size * self.config.context_length
         self.progress = Progress(first, self.config.steps, tokens, quiet=not self.speaks)
         try:
-            with _stop_signals() as self.stopped, self.progress:
-                stopped = self._steps()
-            params = gather(self.mesh, self.state.params)
-            if keeps is not None:
-                save_model(keeps, self.model.config, params)
-            if self.checkpoints is not None:
-                self.checkpoints.wait()
+            with contextlib.closing(Journal(keeps, first, self.config.tensorboard)) as self.journal:
+                with _stop_signals() as self.stopped, self.progress:
+                    stopped = self._steps()
+                params = gather(self.mesh, self.state.params)
+                if keeps is not None:
+                    save_model(keeps, self.model.config, params)
+                if self.checkpoints is not None:
+                    self.checkpoints.wait()
+                if keeps is not None:
+                    draw_curve(keeps, self.data.unit)
         except OSError as error:
             raise self._explained(error) from error
         finally:
-            self.journal.close()
             if self.checkpoints is not None:
                 self.checkpoints.close()
-        if keeps is not None:
-            draw_curve(keeps, self.data.unit)
         steps = int(self.state.step)
         outcome = Outcome(
             before=before,
@@ -150,7 +155,7 @@ class Run:
 
     def _steps(self) -> int:
         """Take the steps that are left, each one's loss looked at while the next runs; return a signal that came."""
-        config, step = self.config, make_step(self.model, self.schedule, self.step_key, self.mesh, self._parts())
+        config, step = self.config, make_step(self.model, self.schedule, self.step_key, self.mesh, self.parts)
         first, before = int(self.state.step) + 1, None
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self._batch, first)
@@ -176,33 +181,28 @@ class Run:
     def _look_at(self, number: int, measures: Measures) -> None:
         loss, norm, rate = (float(measure) for measure in measures)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            train, length = self.data.corpus.train, self.config.context_length + 1
-            places = batch_places(train, self.config.batch_size, length, (self.config.seed, number))
-            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-            steps = [] if self.checkpoints is None else self.checkpoints.steps()
-            last = f"the last good checkpoint is {self._command(steps[-1])}" if steps else "no checkpoint was saved"
-            raise DivergedError(
-                f"at step {number} {what}, on the sequences that begin at {self.data.unit} "
-                f"{', '.join(map(str, places))} of the training text; {last}; try a lower --learning-rate"
-            )
+            raise self._diverged(number, f"the loss is {loss}, the norm of its gradient {norm}")
         speed = self.progress.update(number, loss)
         values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
         self.journal.write(number, **values | ({} if speed is None else {"tokens_per_second": speed}))
 
     def _save(self, number: int, hurry: bool) -> None:
-        """Measure the held-out loss, show a sample, and save; in a hurry, save alone."""
-        held_out = None
+        """Measure the held-out loss, draw a sample, save, and show both; in a hurry, save alone."""
+        held_out, sample = None, ""
         if not hurry:
             held_out = self.evaluate(self.state.params).held_out
+            if not math.isfinite(held_out):
+                raise self._diverged(number, f"the held-out loss is {held_out}")
             sample = "" if number == self.config.steps else self._sample(gather(self.mesh, self.state.params), 60)[1]
             self.journal.write(number, held_out_loss=held_out, **{"sample": sample} if sample else {})
-            self.progress.say(f"step {number}: held-out loss {held_out:.4f} nats per {self.data.unit}")
-            if sample:
-                self.progress.say("  " + repr(sample))
         if self.checkpoints is not None:
             self.checkpoints.save(number, self.state, held_out)
             if hurry:
                 self.checkpoints.wait()
+        if not hurry:
+            self.progress.say(f"step {number}: held-out loss {held_out:.4f} nats per {self.data.unit}")
+            if sample:
+                self.progress.say("  " + repr(sample))
 
     def _sample(self, params: Any, length: int) -> tuple[str, str]:
         """Continue the beginning of a held-out document; return it, and how the model goes on."""
@@ -230,23 +230,32 @@ class Run:
             fixed.append(jax.tree.map(lambda *arrays: np.stack(arrays), *batches))
         return fixed
 
-    def _parts(self) -> int:
-        config = self.config
-        if not config.accumulate:
-            return choose_parts(config.batch_size, config.context_length, self.mesh)
-        share = config.batch_size // self.mesh.shape["data"]
-        if share % config.accumulate:
-            raise ValueError(
-                f"--accumulate {config.accumulate} does not divide the {share} sequences that a device has in a step"
-            )
-        return config.accumulate
+    def _diverged(self, number: int, what: str) -> DivergedError:
+        """Say where a number was none, and what is left."""
+        length = self.config.context_length + 1
+        places = batch_places(self.data.corpus.train, self.config.batch_size, length, (self.config.seed, number))
+        steps = self._intact()
+        last = f"the last good checkpoint is {self._command(steps[-1])}" if steps else "no checkpoint was saved"
+        return DivergedError(
+            f"at step {number} {what}, on the sequences that begin at {self.data.unit} "
+            f"{', '.join(map(str, places))} of the training text; {last}; the same steps give the same numbers, so "
+            "begin anew with a lower --learning-rate and another --out"
+        )
 
     def _explained(self, error: OSError) -> OSError:
         """Say what a full disk left intact."""
-        steps = [] if self.checkpoints is None else self.checkpoints.steps()
+        steps = self._intact()
         if not steps:
             return error
         return OSError(f"{error}; the checkpoint of step {steps[-1]} is intact: {self._command()} goes on from there")
+
+    def _intact(self) -> list[int]:
+        """Return the steps of all complete checkpoints, when nothing is being written any more."""
+        if self.checkpoints is None:
+            return []
+        with contextlib.suppress(OSError):
+            self.checkpoints.wait()
+        return self.checkpoints.steps()
 
     def _asked_to_stop(self) -> int:
         """Return the signal that came; where several processes train together, the one that came to any of them."""
@@ -255,7 +264,8 @@ class Run:
         return int(np.max(multihost_utils.process_allgather(np.array(self.stopped()))))
 
     def _command(self, step: int | None = None) -> str:
-        return f"python scripts/train.py --out {self.directory} --resume" + ("" if step is None else f" {step}")
+        number = "" if step is None else f" {step}"
+        return f"python scripts/train.py --out {shlex.quote(str(self.directory))} --resume{number}"
 
     def _say(self, line: str = "") -> None:
         if self.speaks:
@@ -266,7 +276,8 @@ class Run:
         prompt, sample = self._sample(params, 200)
         say(f"\nsample, after the held-out text {prompt!r}:\n{sample}\n")
         if self.directory is not None:
-            say(f"saved in {self.directory}: python scripts/generate.py {self.directory}")
+            quoted = shlex.quote(str(self.directory))
+            say(f"saved in {self.directory}: python scripts/generate.py {quoted}")
         if self.config.task == "pronouns":
             self._report_pronouns(params)
         if outcome.tokens_per_second is not None:
@@ -285,6 +296,18 @@ class Run:
             write_whole(self.directory / "pronouns.json", content.encode())
 
 
+def _parts(config: TrainConfig, mesh: Mesh) -> int:
+    """Return in how many parts each device computes its share of a step."""
+    if not config.accumulate:
+        return choose_parts(config.batch_size, config.context_length, mesh)
+    share = config.batch_size // mesh.shape["data"]
+    if share % config.accumulate:
+        raise ValueError(
+            f"--accumulate {config.accumulate} does not divide the {share} sequences that a device has in a step"
+        )
+    return config.accumulate
+
+
 def _make_losses(model: GPT, mesh: Mesh, fixed: list[Batch]) -> Callable[[Any], Losses]:
     evaluation, batches = make_evaluation(model, mesh), [spread_batch(mesh, batch, axis=1) for batch in fixed]
     return lambda params: Losses(*(float(evaluation(params, part)) for part in batches))
@@ -292,9 +315,9 @@ def _make_losses(model: GPT, mesh: Mesh, fixed: list[Batch]) -> Callable[[Any], 
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[Callable[[], int]]:
-    """Let the step in progress end on SIGINT and SIGTERM, so that what was learned is saved; tell which came.
+    """Let the step in progress end on SIGINT, SIGTERM and SIGHUP, so that what was learned is saved; tell which came.
 
-    A second one does not wait.
+    A second one does not wait. Those that are ignored, as `nohup` has it, stay so.
     """
     seen: list[int] = []
 
@@ -303,7 +326,8 @@ def _stop_signals() -> Iterator[Callable[[], int]]:
         if len(seen) > 1:
             raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    all_numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    numbers = [number for number in all_numbers if number and signal.getsignal(number) != signal.SIG_IGN]
     previous = [signal.signal(number, note) for number in numbers]
     try:
         yield lambda: seen[0] if seen else 0

@@ -86,11 +86,6 @@ def summed_loss(model: GPT, params: Any, batch: Batch, dropout_keys: Array | Non
     return (each * counted(batch)).sum()
 
 
-def next_token_loss(model: GPT, params: Any, batch: Batch, dropout_keys: Array | None = None) -> Float[Array, ""]:
-    """Mean cross-entropy in nats of the tokens that count; with keys `(B,)`, each example drops its own cells."""
-    return summed_loss(model, params, batch, dropout_keys) / jnp.maximum(counted(batch).sum(), 1)
-
-
 def choose_parts(batch_size: int, context_length: int, mesh: Mesh) -> int:
     """Choose in how many parts each device computes its share of the batch: one, but on a CPU what fits its caches.
 

@@ -2,7 +2,7 @@
 
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,14 +100,22 @@ def make_corpus(
             if start < stop:
                 part.append(Stretch(file, dtype, start, stop))
     corpus = Corpus(*(Text(tuple(part), separator) for part in parts))
+    check_length(corpus, context_length, "bytes" if dtype == "uint8" else "tokens")
+    return corpus
+
+
+def check_length(corpus: Corpus, context_length: int, unit: str) -> None:
+    """See that each part holds at least one sequence and the token that follows it.
+
+    Raises:
+        ValueError: there is too little text.
+    """
     if min(map(len, corpus)) <= context_length:
         need = round((context_length + 1) / HELD_OUT)
-        unit = "bytes" if dtype == "uint8" else "tokens"
         raise ValueError(
             f"the text has {sum(map(len, corpus)):,} {unit}, but with a context of {context_length} and a tenth "
             f"held out it takes about {need:,}: give more text, or a shorter --context-length"
         )
-    return corpus
 
 
 def standard_library() -> list[Path]:
@@ -134,19 +142,26 @@ def make_batch(text: Text, batch_size: int, length: int, seed: Sequence[int]) ->
         (2, 5)
     """
     tokens, documents = np.zeros((2, batch_size, length), np.int32)
-    for row, place in enumerate(batch_places(text, batch_size, length, seed)):
-        read, first = text.read(place, place + length if text.separator is None else place + 2 * length)
-        begin = int(np.argmax(first[:length])) if text.separator is not None else 0
-        read, first = read[begin : begin + length], first[begin : begin + length]
+    for row, (_, read, first) in enumerate(_sequences(text, batch_size, length, seed)):
         tokens[row, : len(read)] = read
         documents[row, : len(read)] = 1 + np.cumsum(first) - first[0]
     alone = len(text.stretches) == 1 and text.separator is None
     return Batch(tokens, None if alone else documents)
 
 
-def batch_places(text: Text, batch_size: int, length: int, seed: Sequence[int]) -> np.ndarray:
-    """Return where the sequences of a batch are cut out, in tokens from the text's beginning."""
-    return np.random.default_rng(seed).integers(0, len(text) - length + 1, batch_size)
+def batch_places(text: Text, batch_size: int, length: int, seed: Sequence[int]) -> list[int]:
+    """Return where the sequences of a batch begin, in tokens from the text's beginning."""
+    return [place for place, _, _ in _sequences(text, batch_size, length, seed)]
+
+
+def _sequences(
+    text: Text, batch_size: int, length: int, seed: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Draw the sequences of a batch: where each begins, its tokens, and whether they are the first of a document."""
+    for place in np.random.default_rng(seed).integers(0, len(text) - length + 1, batch_size):
+        read, first = text.read(place, place + length if text.separator is None else place + 2 * length)
+        begin = int(np.argmax(first[:length])) if text.separator is not None else 0
+        yield int(place) + begin, read[begin : begin + length], first[begin : begin + length]
 
 
 def bigram_loss(train: Text, batch: Batch, vocab_size: int) -> float | None:

@@ -1,5 +1,6 @@
 """Text to tokens and back: bytes, or pieces of words by the `tokenizers` library, kept with the run."""
 
+import codecs
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,16 +51,21 @@ def read_tokenizer(file: Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{file} is damaged or no tokenizer: {error}") from None
+    # Text is cut by whoever trains, and begins and ends where it does.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    vocabulary = tokenizer.get_vocab()
 
     def encode(text: str) -> list[int]:
         try:
-            return list(tokenizer.encode(text.encode("utf-8", errors="replace").decode("utf-8")).ids)
+            clean = text.encode("utf-8", errors="replace").decode("utf-8")
+            return list(tokenizer.encode(clean, add_special_tokens=False).ids)
         except Exception as error:
-            words = ", ".join(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)[:40])
+            words = ", ".join(sorted(vocabulary, key=vocabulary.__getitem__)[:40])
             raise ValueError(f"{text!r} has a word that {file} does not know ({error}); it knows {words} …") from None
 
     return Tokenizer(
-        tokenizer.get_vocab_size(),
+        1 + max(vocabulary.values(), default=0),
         tokenizer.token_to_id(END),
         encode,
         lambda tokens: tokenizer.decode([int(token) for token in tokens]),
@@ -125,17 +131,17 @@ def printable(tokens: Any) -> str:
 
 def _pieces(file: Path, most: int | None = None) -> Iterator[str]:
     """Read text piece by piece, cut after a line where there is one; what is no UTF-8 is replaced."""
-    rest, so_far = b"", 0
+    decoder, rest, so_far = codecs.getincrementaldecoder("utf-8")(errors="replace"), "", 0
     with open(file, "rb") as source:
         for content in iter(functools.partial(source.read, PIECE), b""):
-            cut = content.rfind(b"\n") + 1
+            rest, so_far = rest + decoder.decode(content), so_far + len(content)
+            cut = rest.rfind("\n") + 1
             # A text without lines grows until it is cut anywhere.
-            if not cut and len(rest) < PIECE:
-                rest += content
-                continue
-            yield (rest + content[: cut or None]).decode("utf-8", errors="replace")
-            rest, so_far = content[cut:] if cut else b"", so_far + len(content)
+            if cut or len(rest) >= PIECE:
+                yield rest[: cut or None]
+                rest = rest[cut:] if cut else ""
             if most is not None and so_far >= most:
                 return
+    rest += decoder.decode(b"", final=True)
     if rest:
-        yield rest.decode("utf-8", errors="replace")
+        yield rest

@@ -31,7 +31,8 @@ from jaxattn.functional import (
 )
 from jaxattn.guide.page import render_page, shown
 from jaxattn.guide.story import book_story, drawn_story, run_story
-from jaxattn.training.saving import load_model, save_model
+from jaxattn.training.pronoun_words import make_tokenizer
+from jaxattn.training.saving import load_model, save_model, write_whole
 from jaxattn.training.tokenizer import printable
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -132,7 +133,7 @@ def expected(story):
     features = story.parallel["params"]["out"]["kernel"].shape[0]
     output, projected = MultiHeadAttention(2, features).apply(story.parallel, x, return_weights=True)
     values = project(story.parallel["params"])[2].reshape(tokens, 2, -1)
-    joined = jnp.concatenate([projected[head] @ values[:, head] for head in (0, 1)], axis=-1)
+    contexts = jnp.stack([projected[head] @ values[:, head] for head in (0, 1)])
     return {
         "simple": {
             "inputs": lambda s: x,
@@ -161,6 +162,7 @@ def expected(story):
             "kept": lambda s: drop(s, jnp.ones((tokens, tokens))) > 0,
             "dropped": lambda s: drop(s, ways[s["way"]]),
             "sums": lambda s: drop(s, ways[s["way"]]).sum(-1, keepdims=True),
+            "value": lambda s: value3,
             "context": lambda s: context_vectors(drop(s, ways[s["way"]]), value3),
             "differences": lambda s: [[jnp.abs(a - b).max() for b in ways.values()] for a in ways.values()],
         },
@@ -168,13 +170,16 @@ def expected(story):
         "heads": {
             "joined query": lambda s: Near(jnp.concatenate(list(heads[0]), axis=-1)),
             "query": lambda s: Near(heads[0]),
+            "key": lambda s: Near(heads[1]),
+            "value": lambda s: Near(heads[2]),
             "differences": lambda s: Near(np.zeros((5, 1))),
             "scaled": lambda s: Near(attention_scores(*heads[:2]) * 2**-0.5),
             "weights": lambda s: both[s["way"]][1],
             "context": lambda s: Near(context_vectors(both[s["way"]][1], heads[2])),
             "concatenation": lambda s: Near(both[s["way"]][0]),
             "projected weights": lambda s: projected,
-            "projected concatenation": lambda s: Near(joined),
+            "projected context": lambda s: Near(contexts),
+            "projected concatenation": lambda s: Near(jnp.concatenate(list(contexts), axis=-1)),
             "projected output": lambda s: output,
         },
     }
@@ -303,28 +308,21 @@ def test_a_trained_models_numbers_are_those_of_its_layers(open_page, run):
     assert "carry no meaning" in page
 
 
-@pytest.mark.parametrize("pronoun", [0.9, 0.2])
-def test_a_run_of_pronouns_opens_at_the_head_that_found_the_noun(open_page, run, tmp_path, pronoun):
+def test_a_run_of_pronouns_opens_at_the_pronoun_and_the_head_that_found_its_noun(open_page, run, tmp_path):
     directory = shutil.copytree(run, tmp_path / "run")
-    found = {
-        "accuracy": 0.995,
-        "attention": [[0.1, pronoun], [0.0, 0.15]],
-        "attention_before": [[0.0, 0.1], [0.7, 0.3]],
-    }
+    found = {"accuracy": 0.995, "attention": [[0.1, 0.9], [0.0, 0.15]]}
     (directory / "pronouns.json").write_text(json.dumps(found))
-    story = run_story(str(directory), "a fox", 0)
-    at_pronoun = pronoun > 0.7
-    assert story.best == ((0, 1) if at_pronoun else (1, 0))
-    browser = open_page(render_page(story))
-    section = browser.find_element("id", "trained")
-    said = (
-        "From the pronoun, head 1 of layer 0 pays 0.90"
-        if at_pronoun
-        else "the word before the pronoun, head 0 of layer 1"
-    )
-    assert said in section.text
+    write_whole(directory / "tokenizer.json", make_tokenizer().to_str().encode())
+    story = run_story(str(directory), "the fox bit him barking .", 0)
+    assert (story.best, story.tokens[story.query]) == ((0, 1), "him")
+    section = open_page(render_page(story)).find_element("id", "trained")
+    assert "From the pronoun, head 1 of layer 0 pays 0.90" in section.text
     assert "99.5%" in section.text
-    assert section.find_element("css selector", '[name$="layer"]:checked').get_attribute("value") == str(story.best[0])
+    chosen = [section.find_element("css selector", f"[name$={name}]:checked") for name in ("query", "layer", "head")]
+    assert [each.get_attribute("value") for each in chosen] == ["3", "0", "1"]
+    (directory / "pronouns.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"pronouns\.json is damaged"):
+        run_story(str(directory), None, 0)
 
 
 def test_a_heads_picture_chooses_it_and_keeps_the_focus(open_page, run):

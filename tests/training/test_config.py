@@ -20,6 +20,7 @@ def test_options_are_fields():
 def test_what_is_not_given_is_as_saved():
     saved = TrainConfig(text=("a",), steps=3, width=64)
     assert parse(saved=saved) == saved
+    assert not parse("--no-remat", saved=TrainConfig(remat=True)).remat
     assert saved.differences(parse("--width", 32, "--mesh", "data=2", saved=saved)) == ["--width 32 (here 64)"]
 
 
@@ -37,6 +38,7 @@ def test_what_is_not_given_is_as_saved():
         (["--tensorboard"], "--out DIR"),
         (["--task", "chess"], "--task is 'chess'"),
         (["--task", "pronouns", "--text", "a"], "leave --text"),
+        (["--task", "pronouns", "--context-length", 16], "write --context-length 27 or more"),
     ],
 )
 def test_what_is_wrong_is_named(arguments, words):

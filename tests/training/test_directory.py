@@ -52,11 +52,14 @@ def test_a_directory_in_which_nothing_was_learned_is_taken_over(tmp_path):
     assert not (tmp_path / "tokens").exists()
 
 
-def test_a_directory_that_holds_a_foreign_model_is_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"precious")
-    with pytest.raises(ValueError, match="no run of this script left there"):
-        open_directory(TrainConfig(out=str(tmp_path)), [], resume=False)
-    assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokens", "checkpoints/9"])
+def test_a_directory_that_holds_what_no_run_left_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"precious")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"holds {name.partition('/')[0]}, which no run of this script left there"):
+            open_directory(TrainConfig(out=str(tmp_path)), [], resume=False)
+    assert (tmp_path / name).read_bytes() == b"precious"
 
 
 def test_a_damaged_file_is_named(begun):

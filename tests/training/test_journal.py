@@ -42,7 +42,7 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
 def test_the_curve_is_drawn_and_is_the_same_again(written):
     draw_curve(written, "byte")
     first = (written / "loss.svg").read_bytes()
-    assert b"held out" in first or b"<svg" in first
+    assert b"held out" in first
     assert (written / "loss.png").read_bytes().startswith(b"\x89PNG")
     draw_curve(written, "byte")
     assert (written / "loss.svg").read_bytes() == first

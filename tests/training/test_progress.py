@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import textwrap
+
 from jaxattn.training.progress import Progress
 
 
@@ -19,3 +24,24 @@ def test_a_quiet_one_says_nothing(capsys):
         progress.update(1, 1.0)
         progress.say("nothing")
     assert capsys.readouterr().out == ""
+
+
+def test_a_reader_that_goes_away_or_lacks_letters_ends_nothing():
+    program = """
+        import sys
+        from jaxattn.training.progress import say
+        say("Müßiggang 🦊")
+        sys.stdin.readline()
+        for _ in range(3):
+            say("to nobody")
+        print("done", file=sys.stderr)
+    """
+    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as process:
+        assert process.stdout.readline() == "Müßiggang ?\n".encode("latin-1")
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b"done\n"
+    assert process.returncode == 0

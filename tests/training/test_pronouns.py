@@ -82,7 +82,7 @@ def test_the_report_is_what_one_sentence_after_the_other_gives():
     np.testing.assert_allclose(came.attention_before, before, atol=1e-5)
     layer, head = came.best_head
     assert came.attention[layer, head] == came.attention.max()
-    assert f"layer {layer}, head {head} finds the noun" in table(came)
+    assert f"layer {layer}, head {head} looks at the noun most, but has not found it" in table(came)
 
 
 def test_a_model_that_is_too_short_is_refused():

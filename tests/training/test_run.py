@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -94,7 +95,7 @@ def test_a_run_killed_again_and_again_ends_as_one_never_stopped(small, tmp_path)
     assert sorted(os.listdir(Path(killed) / "checkpoints"))[-1] == "60"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_the_run_and_says_how_to_go_on(small, tmp_path, number):
     with start(*options(dataclasses.replace(small, steps=10**6, save_every=10**6, out=str(tmp_path)))) as process:
         wait_for_step(tmp_path, 20, process)
@@ -145,6 +146,46 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_where(small, tmp_path):
     losses = [value for (_, name), value in facts(tmp_path).items() if name == "loss"]
     assert losses
     assert all(map(math.isfinite, losses))
+
+
+def test_a_held_out_loss_that_is_no_number_stops_the_run_before_it_is_saved(small, tmp_path):
+    run = Run(dataclasses.replace(small, steps=14, out=str(tmp_path)))
+    whole, seen = run.evaluate, []
+
+    def evaluate(params):
+        seen.append(whole(params))
+        return seen[-1] if len(seen) < 3 else seen[-1]._replace(held_out=math.nan)
+
+    run.evaluate = evaluate
+    with pytest.raises(DivergedError, match=r"at step 14 the held-out loss is nan.* last good checkpoint is .* 7;"):
+        run.train()
+    assert os.listdir(tmp_path / "checkpoints") == ["7"]
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_touched(small, tmp_path):
+    config = dataclasses.replace(small, steps=14, out=str(tmp_path))
+    Run(config).train()
+    with pytest.raises(ValueError, match="--accumulate 3 does not divide the 4 sequences"):
+        Run(dataclasses.replace(config, accumulate=3), resume=7)
+    assert saved_config(config.out) == config
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["14", "7"]
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_it_goes_on_when_there_is_room(small, tmp_path):
+    """As on a disk on which no file grows beyond a limit; the log is the first to meet it."""
+    config = dataclasses.replace(small, steps=10**6, save_every=50, out=str(tmp_path))
+    limit = f"ulimit -f 100 && exec {shlex.join([sys.executable, '-u', str(SCRIPT), *map(str, options(config))])}"
+    finished = subprocess.run(
+        ["bash", "-c", limit], env=on_devices(1), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert finished.returncode == 2, finished.stdout[-2000:]
+    (line,) = finished.stderr.strip().splitlines()
+    step = int(re.search(r"File too large.*the checkpoint of step (\d+) is intact: .* --resume goes on", line)[1])
+    assert step >= 50
+    run = Run(saved_config(config.out), resume=-1)
+    run.config = dataclasses.replace(run.config, steps=step + 3)
+    assert run.train().steps == step + 3
 
 
 def test_a_run_learns_words_as_well_as_bytes(small, tmp_path):

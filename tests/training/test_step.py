@@ -8,12 +8,13 @@ from jax import export
 from jaxattn import GPT, GPTConfig
 from jaxattn.training.devices import make_mesh
 from jaxattn.training.step import (
+    counted,
     init_state,
     make_evaluation,
     make_optimizer,
     make_schedule,
     make_step,
-    next_token_loss,
+    summed_loss,
 )
 from jaxattn.training.text import Batch
 
@@ -27,6 +28,10 @@ def fresh(config=CONFIG, learning_rate=1e-2, steps=60, parts=1, **options):
     mesh = make_mesh({"data": 1}, 4, config.num_heads, config.context_length)
     state = init_state(model, make_optimizer(schedule), jax.random.key(0), mesh)
     return model, state, make_step(model, schedule, jax.random.key(1), mesh, parts)
+
+
+def next_token_loss(model, params, batch):
+    return summed_loss(model, params, batch) / counted(batch).sum()
 
 
 def losses_of(model, params, batch):

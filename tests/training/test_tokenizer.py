@@ -57,11 +57,28 @@ def test_files_of_tokens_hold_the_text_and_are_made_once(learned):
     assert [file.name for file in (learned / "tokens").iterdir()] == ["0.uint16"]
 
 
-@pytest.mark.parametrize("content", [b"x" * 3_000_000, b"a line\n" * 400_000, b"\xff\xfe \n" * 10], ids=len)
+@pytest.mark.parametrize(
+    "content", [b"x" * 3_000_000, b"a line\n" * 400_000, b"\xff\xfe \n" * 10, "漢".encode() * 700_001], ids=len
+)
 def test_long_texts_and_strange_bytes_are_read_in_pieces(learned, tmp_path, content):
     (tmp_path / "text").write_bytes(content)
     (path,), dtype = write_tokens(open_tokenizer(learned), [tmp_path / "text"], tmp_path / "tokens")
     assert open_tokenizer(learned).decode(np.fromfile(path, dtype)) == content.decode(errors="replace")
+
+
+def test_of_a_given_tokenizer_neither_its_length_nor_its_frame_is_taken(learned, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="install the extra train")
+    given = tokenizers.Tokenizer.from_file(str(learned / "tokenizer.json"))
+    given.add_special_tokens(["[BOS]"])
+    given.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[BOS] $A", special_tokens=[("[BOS]", given.token_to_id("[BOS]"))]
+    )
+    given.enable_truncation(8)
+    given.enable_padding(length=9)
+    given.save(str(tmp_path / "tokenizer.json"))
+    came = open_tokenizer(tmp_path)
+    assert came.encode(TEXT) == open_tokenizer(learned).encode(TEXT)
+    assert came.vocab_size == 301
 
 
 def test_the_end_of_a_document_is_one_token(learned):
