@@ -22,9 +22,7 @@ def main() -> int:
         if (options.directory is None) == (options.gpt2 is None):
             raise ValueError("name one model: generate.py DIR, or generate.py --gpt2 DIR")
         model, params, tokenizer = open_gpt2(options.gpt2) if options.gpt2 is not None else open_run(options.directory)
-        prompt = tokenizer.encode(options.prompt)
-        if not prompt:
-            raise ValueError("--prompt is empty: write at least one letter")
+        prompt = first_tokens(options.prompt, tokenizer)
         tokens = stream(
             model,
             params,
@@ -52,13 +50,23 @@ def parser() -> argparse.ArgumentParser:
     add = new.add_argument
     add("directory", metavar="DIR", nargs="?", help="what train.py --out DIR saved")
     add("--gpt2", metavar="DIR", help="a folder with config.json, model.safetensors and tokenizer.json of a GPT-2")
-    add("--prompt", default="\n", help="text to continue (default: a new line)")
+    add("--prompt", help="text to continue (default: a new document, or a new line)")
     add("--tokens", type=int, default=300, metavar="N", help="tokens to add (default: 300)")
     add("--temperature", type=float, default=0.8, metavar="X", help="0 always takes the likeliest (default: 0.8)")
     add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens alone (default: all)")
     add("--top-p", type=float, metavar="P", help="draw from the fewest tokens that hold this share (default: all)")
     add("--seed", type=int, default=0, metavar="N", help="same seed, same text (default: 0)")
     return new
+
+
+def first_tokens(prompt: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens to go on from."""
+    if prompt is None:
+        return tokenizer.encode("\n") if tokenizer.separator is None else [tokenizer.separator]
+    tokens = tokenizer.encode(prompt)
+    if not tokens:
+        raise ValueError("--prompt is empty: write at least one letter")
+    return tokens
 
 
 def open_run(directory: str) -> tuple[Any, Any, Tokenizer]:
