@@ -93,9 +93,9 @@ def attention_weights(
     scores = scores.astype(wide) * jnp.asarray(scale, wide)
     if mask is not None:
         scores = jnp.where(mask_array(mask, scores.shape), scores, -jnp.inf)
-    # Shifting a row changes no weight and keeps exp from overflowing; a row of −inf alone is shifted by 0.
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
-    exponentials = jnp.exp(scores - jnp.where(jnp.isneginf(highest), 0, highest))
+    # Shifting a row changes no weight and keeps exp from overflowing; by a finite number, even where all is −inf.
+    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(wide).min))
+    exponentials = jnp.exp(scores - highest)
     total = jnp.sum(exponentials, axis=-1)  # (..., T)
     share = 1 / jnp.where(total == 0, 1, total)
     # As einsum, whose derivative is one too: on a CPU the sum of a product takes many times as long otherwise.

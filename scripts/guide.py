@@ -21,6 +21,11 @@ def main() -> int:
     try:
         if not 0 <= options.seed < 2**32:
             raise ValueError(f"--seed is {options.seed}, but must be from 0 to {2**32 - 1}")
+        out = Path(options.out)
+        if options.plots is None and (out.is_dir() or not out.parent.is_dir()):
+            raise ValueError(f"--out {options.out} is no file in a folder that exists: write --out guide.html, say")
+        if options.text is not None:
+            options.text = options.text.encode("utf-8", errors="replace").decode("utf-8")
         most = MOST if options.plots is None else None
         if options.run is not None:
             story = run_story(options.run, options.text, options.seed, most)
@@ -31,7 +36,7 @@ def main() -> int:
         if options.plots is not None:
             say(f"{options.plots}: {draw(story, Path(options.plots))} figures")
         else:
-            write_whole(Path(options.out), render_page(story).encode("utf-8"))
+            write_whole(out, render_page(story).encode("utf-8"))
             say(f"{options.out}: open it in a browser")
     except (OSError, ValueError, ImportError) as error:
         print(f"guide.py: {error}", file=sys.stderr)

@@ -169,7 +169,9 @@ def _most_telling(report: Path, tokens: list[str], layers: int) -> tuple[int, tu
 
 
 def _drawn(tokens: list[str], seed: int, most: int | None) -> Story:
-    if len(tokens) < FEWEST or (most is not None and len(tokens) > most):
+    if len(tokens) < FEWEST:
+        raise ValueError(f"the text has {len(tokens)} tokens, but the page shows {FEWEST} to {MOST}: write two words")
+    if most is not None and len(tokens) > most:
         raise ValueError(
             f"the text has {len(tokens)} tokens, but the page shows {FEWEST} to {MOST}: shorten it, or draw longer "
             "ones with --plots DIR"

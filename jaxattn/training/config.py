@@ -82,6 +82,12 @@ class TrainConfig:
                 f"--width {self.width} is the width of all {self.heads} heads together, which {self.heads} does not "
                 f"divide: write --width {wider}"
             )
+        if self.tokenizer != "bpe" and self.vocab_size != TrainConfig.vocab_size:
+            raise ValueError(
+                f"--vocab-size {self.vocab_size} is for --tokenizer bpe alone: write that, or leave it out"
+            )
+        if self.out is not None and not self.out.isprintable():
+            raise ValueError(f"--out {self.out!a} has letters that cannot be shown: name another directory")
         if self.tensorboard and self.out is None:
             raise ValueError("--tensorboard writes into the run's directory: name one with --out DIR")
         if parse_mesh(self.mesh).get("seq", 1) > 1 and self.dropout:
@@ -95,7 +101,7 @@ class TrainConfig:
     def differences(self, other: "TrainConfig") -> list[str]:
         """Say in which of the fields that matter to what is learned the other configuration is another."""
         return [
-            f"{flag(field.name)} {getattr(other, field.name)} (here {getattr(self, field.name)})"
+            f"{flag(field.name)} {getattr(self, field.name)}, not {getattr(other, field.name)}"
             for field in dataclasses.fields(self)
             if not field.metadata["free"] and getattr(self, field.name) != getattr(other, field.name)
         ]

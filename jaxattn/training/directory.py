@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,15 @@ from jaxattn.training.config import TrainConfig
 from jaxattn.training.saving import CONFIGURATION, PARAMETERS, prepare_directory, write_whole
 from jaxattn.training.tokenizer import FILE as TOKENIZER
 
-FILE, CHECKPOINTS, TOKENS = "run.json", "checkpoints", "tokens"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FILE, CHECKPOINTS, TOKENS, LOCK = "run.json", "checkpoints", "tokens", ".lock"
 EDGE = 2**16
+# Directories that this process writes to, with the open files that keep others out.
+_HELD: dict[Path, int] = {}
 
 
 def fingerprints(files: Sequence[Path]) -> list[str]:
@@ -26,6 +34,8 @@ def fingerprints(files: Sequence[Path]) -> list[str]:
     for file in files:
         with open(file, "rb") as source:
             size = os.fstat(source.fileno()).st_size
+            if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+                raise ValueError(f"--text {file} is a stream, but is read here and there: write it to a file first")
             ends = source.read(EDGE)
             source.seek(max(0, size - EDGE))
             ends += source.read(EDGE)
@@ -40,7 +50,10 @@ def saved_config(directory: str) -> TrainConfig:
         OSError: there is none.
         ValueError: its file is damaged.
     """
-    return _read(Path(directory) / FILE)[0]
+    file = Path(directory) / FILE
+    if not file.exists():
+        raise FileNotFoundError(f"{directory} holds no run to go on with: leave --resume out, or name another --out")
+    return _read(file)[0]
 
 
 def open_directory(config: TrainConfig, texts: Sequence[str], resume: bool) -> Path:
@@ -59,17 +72,19 @@ def open_directory(config: TrainConfig, texts: Sequence[str], resume: bool) -> P
     file, checkpoints = directory / FILE, directory / CHECKPOINTS
     begun = (checkpoints.is_dir() and any(checkpoints.iterdir())) or (directory / PARAMETERS).exists()
     if file.exists():
+        _hold(directory)
         there, same_texts = _read(file)
         differences = there.differences(config)
         if same_texts != list(texts):
-            differences.append("--text another, or changed since")
+            differences.append("another --text, or one that has changed since")
         if not begun and (differences or not resume):
             # Nothing was learned yet that could be lost.
             shutil.rmtree(directory / TOKENS, ignore_errors=True)
             (directory / TOKENIZER).unlink(missing_ok=True)
         elif differences:
             raise ValueError(
-                f"{directory} holds another run, with {', '.join(differences)}: name another directory with --out"
+                f"{directory} holds another run, with {', '.join(differences)}: leave that out to go on with it by "
+                "--resume, or name another --out"
             )
         if begun and not resume:
             raise ValueError(
@@ -81,9 +96,27 @@ def open_directory(config: TrainConfig, texts: Sequence[str], resume: bool) -> P
                 raise ValueError(
                     f"{directory} holds {name}, which no run of this script left there: name another --out"
                 )
+        _hold(directory)
     content = {"config": dataclasses.asdict(config), "texts": list(texts)}
     write_whole(file, json.dumps(content, indent=1).encode())
     return directory
+
+
+def _hold(directory: Path) -> None:
+    """Keep other processes out of the directory until this one ends, however it does."""
+    if fcntl is None or directory in _HELD:
+        return
+    held = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(held)
+        raise ValueError(
+            f"{directory} is being written by another process: wait until it ends, or name another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    _HELD[directory] = held
 
 
 def _read(file: Path) -> tuple[TrainConfig, list[str]]:

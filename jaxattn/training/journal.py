@@ -51,14 +51,12 @@ class Journal:
 
 
 def read_journal(directory: Path) -> list[dict[str, Any]]:
-    """Return the records of a run, but for a last line that was never finished."""
+    """Return the records of a run, but for lines that are none, as one that was never finished."""
     path, records = directory / FILE, []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return [record for record in records if isinstance(record, dict) and "step" in record]
+    return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
 
 def draw_curve(directory: Path, unit: str) -> None:

@@ -244,10 +244,12 @@ class Run:
 
     def _explained(self, error: OSError) -> OSError:
         """Say what a full disk left intact."""
-        steps = self._intact()
+        steps, reason = self._intact(), str(error)
+        if str(self.directory) not in reason:
+            reason = f"the run could not be written in {self.directory} ({reason})"
         if not steps:
-            return error
-        return OSError(f"{error}; the checkpoint of step {steps[-1]} is intact: {self._command()} goes on from there")
+            return OSError(f"{reason}; no checkpoint was saved before")
+        return OSError(f"{reason}; the checkpoint of step {steps[-1]} is intact: {self._command()} goes on from there")
 
     def _intact(self) -> list[int]:
         """Return the steps of all complete checkpoints, when nothing is being written any more."""
@@ -317,20 +319,25 @@ def _make_losses(model: GPT, mesh: Mesh, fixed: list[Batch]) -> Callable[[Any], 
 def _stop_signals() -> Iterator[Callable[[], int]]:
     """Let the step in progress end on SIGINT, SIGTERM and SIGHUP, so that what was learned is saved; tell which came.
 
-    A second one does not wait. Those that are ignored, as `nohup` has it, stay so.
+    A second one does what it did before. Those that are ignored, as `nohup` has it, stay so.
     """
     seen: list[int] = []
 
-    def note(number: int, _: Any) -> None:
+    def note(number: int, frame: Any) -> None:
         seen.append(number)
         if len(seen) > 1:
-            raise KeyboardInterrupt
+            before = previous[number]
+            if not callable(before):
+                raise KeyboardInterrupt
+            before(number, frame)
 
     all_numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
     numbers = [number for number in all_numbers if number and signal.getsignal(number) != signal.SIG_IGN]
-    previous = [signal.signal(number, note) for number in numbers]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, note)
     try:
         yield lambda: seen[0] if seen else 0
     finally:
-        for number, handler in zip(numbers, previous, strict=True):
+        for number, handler in previous.items():
             signal.signal(number, handler)

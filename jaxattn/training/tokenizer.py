@@ -62,7 +62,8 @@ def read_tokenizer(file: Path) -> Tokenizer:
             return list(tokenizer.encode(clean, add_special_tokens=False).ids)
         except Exception as error:
             words = ", ".join(sorted(vocabulary, key=vocabulary.__getitem__)[:40])
-            raise ValueError(f"{text!r} has a word that {file} does not know ({error}); it knows {words} …") from None
+            start = text[:60] + (" …" if len(text) > 60 else "")
+            raise ValueError(f"{start!r} has a word that {file} does not know ({error}); it knows {words} …") from None
 
     return Tokenizer(
         1 + max(vocabulary.values(), default=0),

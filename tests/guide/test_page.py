@@ -465,6 +465,6 @@ def test_the_same_seed_gives_the_same_bytes_within_the_limits():
     page = render_page(drawn_story(text, 5))
     assert page == render_page(drawn_story(text, 5)) != render_page(drawn_story(text, 6))
     assert len(page.encode()) < 1_500_000
-    for text in ("one", " ".join(["many"] * 25)):
-        with pytest.raises(ValueError, match=r"shows 2 to 24.*--plots"):
+    for text, words in (("one", "write two words"), (" ".join(["many"] * 25), "--plots")):
+        with pytest.raises(ValueError, match=f"shows 2 to 24.*{words}"):
             drawn_story(text, 0)

@@ -21,7 +21,7 @@ def test_what_is_not_given_is_as_saved():
     saved = TrainConfig(text=("a",), steps=3, width=64)
     assert parse(saved=saved) == saved
     assert not parse("--no-remat", saved=TrainConfig(remat=True)).remat
-    assert saved.differences(parse("--width", 32, "--mesh", "data=2", saved=saved)) == ["--width 32 (here 64)"]
+    assert saved.differences(parse("--width", 32, "--mesh", "data=2", saved=saved)) == ["--width 64, not 32"]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,8 @@ def test_what_is_not_given_is_as_saved():
         (["--mesh", "seq=2", "--dropout", 0.1], "--mesh seq="),
         (["--tensorboard"], "--out DIR"),
         (["--task", "chess"], "--task is 'chess'"),
+        (["--vocab-size", 300], "--vocab-size 300 is for --tokenizer bpe alone"),
+        (["--out", "dir\udce9"], "cannot be shown"),
         (["--task", "pronouns", "--text", "a"], "leave --text"),
         (["--task", "pronouns", "--context-length", 16], "write --context-length 27 or more"),
     ],

@@ -1,4 +1,7 @@
 import dataclasses
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -31,8 +34,8 @@ def test_a_run_is_not_overwritten(begun):
 @pytest.mark.parametrize(
     ("change", "texts", "words"),
     [
-        ({"steps": 8}, ["1-a"], r"--steps 8 \(here 7\)"),
-        ({"seed": 1, "width": 64}, ["1-a"], "--width 64.*--seed 1"),
+        ({"steps": 8}, ["1-a"], "--steps 7, not 8"),
+        ({"seed": 1, "width": 64}, ["1-a"], "--width 128, not 64.*--seed 0, not 1"),
         ({}, ["2-b"], "--text"),
     ],
 )
@@ -60,6 +63,22 @@ def test_a_directory_that_holds_what_no_run_left_is_refused(tmp_path, name):
         with pytest.raises(ValueError, match=f"holds {name.partition('/')[0]}, which no run of this script left there"):
             open_directory(TrainConfig(out=str(tmp_path)), [], resume=False)
     assert (tmp_path / name).read_bytes() == b"precious"
+
+
+def test_two_processes_do_not_write_to_one_directory(begun):
+    program = f"""
+        from jaxattn.training.directory import open_directory, saved_config
+        open_directory(saved_config({begun.out!r}), ["1-a"], resume=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert "is being written by another process" in finished.stderr
+    open_directory(begun, ["1-a"], resume=True)  # this one may again
+
+
+def test_a_directory_without_a_run_cannot_be_gone_on_with(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run to go on with: leave --resume out"):
+        saved_config(str(tmp_path))
 
 
 def test_a_damaged_file_is_named(begun):

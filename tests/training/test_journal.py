@@ -24,8 +24,8 @@ def test_every_record_is_a_line_of_json(written):
 
 
 def test_a_run_that_goes_on_drops_what_comes_after(written):
-    with open(written / "log.jsonl", "a") as file:
-        file.write('{"step": 6, "lo')  # killed in the middle of a line
+    with open(written / "log.jsonl", "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write('{"step": "x"}\n[1]\n\udcff\n{"step": 6, "lo')  # damaged, and killed in the middle of a line
     journal = Journal(written, until=3)
     journal.write(4, loss=math.nan)
     journal.close()

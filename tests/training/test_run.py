@@ -271,3 +271,14 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
         assert finished.returncode == 0, finished.stderr
         peaks.append(int(finished.stdout.split()[-1]) / 1024)
     assert peaks[1] < peaks[0] + 64
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.5, 2.5])
+def test_a_signal_before_training_begins_ends_it_in_a_sentence(small, delay):
+    with start(*options(dataclasses.replace(small, steps=10**6))) as process:
+        time.sleep(delay)
+        process.terminate()
+        _, stderr = process.communicate(timeout=60)
+    # Right at its start Python itself has not come to the script; late, training has begun.
+    assert process.returncode in ((143, -signal.SIGTERM) if delay < 1 else (143,))
+    assert stderr in ("", "train.py: interrupted; what was saved before is intact\n")
