@@ -87,7 +87,7 @@ def test_every_combination_equals_float64_written_out(
     if steps is not None and mask in ("none", "segments"):
         always, mask = masks.Causal(), "causal"
     layer = AttentionLayer(4, 16, rate, use_bias, K, always, base, normalize, 12, dtype, implementation=implementation)
-    variables = layer.init(jax.random.key(seed % 1000), x)
+    variables = jax.jit(layer.init)(jax.random.key(seed % 1000), x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases are zero at first
     variables = {"params": params}
     extra, visible = None, None if always is None else np.asarray(always.array(T, T))
@@ -108,11 +108,11 @@ def test_every_combination_equals_float64_written_out(
         params, x, 4, K, base=base, positions=positions, normalize=normalize, visible=visible, factors=factors
     )
     if steps is None:
-        came = layer.apply(variables, x, mask=extra, **options)
+        came = jax.jit(lambda variables, x: layer.apply(variables, x, mask=extra, **options))(variables, x)
     else:
-        rows = []
+        rows, step = [], jax.jit(lambda variables, x: layer.apply(variables, x, decode=True, mutable=["cache"]))
         for start in range(0, T, steps):
-            row, cache = layer.apply(variables, x[..., start : start + steps, :], decode=True, mutable=["cache"])
+            row, cache = step(variables, x[..., start : start + steps, :])
             variables, rows = variables | cache, [*rows, row]
         came = jnp.concatenate(rows, axis=-2)
     assert came.dtype == (dtype or jnp.float32)
@@ -156,12 +156,12 @@ def test_no_option_lets_the_future_in(rate):
         {"mask": masks.SlidingWindow(3), "implementation": "blockwise"},
     ):
         layer = AttentionLayer(2, 8, rate, cache_length=9, **options)
-        variables = layer.init(jax.random.key(0), x)
+        variables = jax.jit(layer.init)(jax.random.key(0), x)
         run = functools.partial(layer.apply, deterministic=rate == 0, dropout_key=jax.random.key(1))
-        assert_causal(functools.partial(run, variables), x)
+        assert_causal(jax.jit(functools.partial(run, variables)), x)
         _, cache = layer.apply(variables, x[:, :3], decode=True, mutable=["cache"])
         decode = functools.partial(run, variables | cache, decode=True, mutable=["cache"])
-        assert_causal(lambda x, decode=decode: decode(x)[0], x)
+        assert_causal(jax.jit(lambda x, decode=decode: decode(x)[0]), x)
     everyone = AttentionLayer(2, 8, mask=None)
     variables = everyone.init(jax.random.key(0), x)
     with pytest.raises(AssertionError, match="depends on the later input"):

@@ -25,7 +25,8 @@ def check(came, expected):
 
 
 def on_eight_devices(program):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(program)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 

@@ -73,13 +73,14 @@ def test_no_future_token_changes_a_past_logit(t, seed):
 def test_batches_and_vmap_agree_and_drop_other_cells_in_each_example():
     model, params = model_and_params(GPTConfig(11, 9, 2, 2, 8, dropout_rate=0.3))
     batch = tokens(shape=(3, 9))
-    apply = lambda s: model.apply({"params": params}, s)  # noqa: E731
+    apply = jax.jit(lambda s: model.apply({"params": params}, s))
     np.testing.assert_allclose(apply(batch), jax.vmap(apply)(batch), atol=1e-5)
     same = jnp.stack([tokens()] * 3)
-    drop = lambda s, key: model.apply({"params": params}, s, deterministic=False, dropout_key=key)  # noqa: E731
+    drop = jax.jit(lambda s, key: model.apply({"params": params}, s, deterministic=False, dropout_key=key))
     for logits in (drop(same, jax.random.key(0)), jax.vmap(drop)(same, jax.random.split(jax.random.key(0), 3))):
         assert len({np.asarray(row).tobytes() for row in logits}) == 3
-    streamed = model.apply({"params": params}, same, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    stream = jax.jit(lambda s, key: model.apply({"params": params}, s, deterministic=False, rngs={"dropout": key}))
+    streamed = stream(same, jax.random.key(0))
     assert (streamed != apply(same)).any()
 
 
