@@ -55,11 +55,9 @@ def draw(story: Story, directory: Path) -> int:
         figures |= {f"{name}_{array}": figure for array, figure in plot_trace(steps, story.tokens).items()}
     for layer, steps in enumerate(story.layers):
         for array in ("masked", "weights"):
-            title = f"layer {layer}: {array}"
-            mask, kind = steps["mask"], "weights" if array == "weights" else "scores"
-            figures[f"trained_{layer}_{array}"] = plot_matrix(
-                steps[array], story.tokens, story.tokens, title=title, kind=kind, mask=mask
-            )
+            title, kind = f"layer {layer}: {array}", "weights" if array == "weights" else "scores"
+            options = {"title": title, "kind": kind, "mask": steps["mask"], "axes": ("query", "key")}
+            figures[f"trained_{layer}_{array}"] = plot_matrix(steps[array], story.tokens, story.tokens, **options)
     save_plots(figures, directory)
     return len(figures)
 

@@ -37,7 +37,7 @@
     const numbers = section.numbers[name];
     const where = numbers.depends.map((choice) => choice + "=" + state[choice]).join("&");
     let flat = decode(numbers.values[where]);
-    for (const size of numbers.shape.slice(1).reverse()) {
+    for (const size of numbers.shapes[where].slice(1).reverse()) {
       const groups = [];
       for (let start = 0; start < flat.length; start += size) groups.push(flat.slice(start, start + size));
       flat = groups;
@@ -49,7 +49,8 @@
   const ofHead = (section, name) => perHead(section, name) ? take(section, name)[section.state.head] : take(section, name);
 
   function names(section, axis, size) {
-    return section.labels[axis] ?? Array.from({ length: size }, (_, index) => (axis === "head" ? "head " : "") + index);
+    const named = section.labels[axis];
+    return named?.length === size ? named : Array.from({ length: size }, (_, index) => (axis === "head" ? "head " : "") + index);
   }
 
   function mix(stops, share) {
@@ -68,7 +69,8 @@
 
   function table(section, title, rows, axes, kind, mask, chosen, largest) {
     const columns = names(section, axes[1], rows[0].length), labels = names(section, axes[0], rows.length);
-    const head = element("tr", {}, element("td"), ...columns.map((name) => element("th", { scope: "col" }, isolated(name))));
+    const corner = axes[0] === "query" && axes[1] === "key" && rows.length > 1 ? "query ↓ key →" : "";
+    const head = element("tr", {}, element("td", {}, corner), ...columns.map((name) => element("th", { scope: "col" }, isolated(name))));
     const made = element("table", {}, element("caption", {}, title), element("thead", {}, head));
     const body = element("tbody");
     rows.forEach((row, r) => {
@@ -133,7 +135,7 @@
 
   function arcs(section, place) {
     const weights = ofHead(section, section.arcs)[section.query], chosen = data.tokens[section.query];
-    const widths = data.tokens.map((token) => Math.max(Math.min(Math.max(place.clientWidth / data.tokens.length, 52), 130), 16 + 9 * [...token].length)), ends = [0];
+    const widths = data.tokens.map((token) => Math.max(Math.min(Math.max(place.clientWidth / data.tokens.length, 46), 130), 8 + 8 * [...token].length)), ends = [0];
     widths.forEach((width) => ends.push(ends.at(-1) + width));
     const middle = (index) => ends[index] + widths[index] / 2, wide = ends.at(-1), base = 130;
     const summary = data.tokens.map((token, index) => token + " " + shown(weights[index])).join(", ");
@@ -153,7 +155,9 @@
       for (const text of copy.querySelectorAll("text")) text.setAttribute("font-family", "sans-serif");
       return copy;
     }));
-    scroll.scrollLeft = middle(section.query) - scroll.clientWidth / 2;
+    // Both ends of the strongest arc are in sight, or else its beginning.
+    const from = middle(section.query), to = middle(weights.indexOf(Math.max(...weights)));
+    scroll.scrollLeft = (Math.abs(from - to) < scroll.clientWidth - 60 ? (from + to) / 2 : from) - scroll.clientWidth / 2;
   }
 
   // Every head as a small picture that chooses it.

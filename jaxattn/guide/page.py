@@ -13,6 +13,8 @@ from jaxattn.extras import require
 from jaxattn.guide.sections import Figure, Section, make_sections, position
 from jaxattn.guide.story import Story
 
+CORNER = "query ↓ key →"
+
 
 def render_page(story: Story) -> str:
     """Render the whole page; the same story gives the same bytes.
@@ -70,7 +72,7 @@ def _data(section: Section) -> dict[str, Any]:
         name: {
             "axes": each.axes,
             "depends": each.depends,
-            "shape": next(iter(each.values.values())).shape,
+            "shapes": {where: array.shape for where, array in each.values.items()},
             "values": {
                 where: base64.b64encode(np.asarray(array, "<f4").tobytes()).decode()
                 for where, array in each.values.items()
@@ -104,10 +106,13 @@ def _tables(figure: Figure, section: Section, first: dict[str, str]) -> list[dic
     for title, matrix in zip(over[0] if over else [""], array if over else [array], strict=True):
         cells = [[(shown(float(x)), str(float(np.float32(x)))) for x in row] for row in matrix]
         title = f"{figure.title}, {title}" if title else figure.title
-        tables.append({"title": title, "columns": across, "rows": list(zip(down, cells, strict=True))})
+        corner = CORNER if numbers.axes[-2:] == ("query", "key") else ""
+        rows = list(zip(down, cells, strict=True))
+        tables.append({"title": title, "corner": corner, "columns": across, "rows": rows})
     return tables
 
 
 def _names(section: Section, axis: str, size: int) -> list[str]:
+    named = section.labels.get(axis, [])
     plain = [f"head {number}" if axis == "head" else str(number) for number in range(size)]
-    return section.labels.get(axis, plain)
+    return named if len(named) == size else plain

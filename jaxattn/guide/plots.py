@@ -25,6 +25,7 @@ def plot_matrix(
     title: str = "",
     kind: str = "weights",
     mask: Array | None = None,
+    axes: tuple[str, str] = ("", ""),
 ) -> Any:
     """Draw one matrix, or one for each head, as a matplotlib figure.
 
@@ -35,6 +36,7 @@ def plot_matrix(
         title: stands above.
         kind: "weights" from 0 in viridis; "scores" or "values" around 0 in two colours.
         mask: `(T, S)`, True where a cell counts; the others are hatched.
+        axes: what rows and columns are, "query" and "key" say.
 
     Returns:
         A `matplotlib.figure.Figure`; in a notebook it shows itself, `savefig` writes PNG, SVG or PDF.
@@ -64,11 +66,12 @@ def plot_matrix(
     size = (len(heads) * (cell * S + 1.2) + 0.8, cell * T + 1.4)
     figure = require("matplotlib.figure", extra="plot").Figure(figsize=size, layout="constrained")
     every = figure.subplots(1, len(heads), squeeze=False)[0]
-    for number, axes in enumerate(every):
+    for number, place in enumerate(every):
         values = np.ma.masked_array(heads[number], ~shown[number])
-        image = axes.imshow(values, cmap=MAPS[kind], vmin=0 if kind == "weights" else -most, vmax=most)
-        _label(axes, rows, columns, f"head {number}" if len(heads) > 1 else "")
-        _fill(axes, heads[number], shown[number], image, max(T, S) <= NUMBERED)
+        image = place.imshow(values, cmap=MAPS[kind], vmin=0 if kind == "weights" else -most, vmax=most)
+        place.set(ylabel=axes[0] if number == 0 else "", xlabel=axes[1])
+        _label(place, rows, columns, f"head {number}" if len(heads) > 1 else "")
+        _fill(place, heads[number], shown[number], image, max(T, S) <= NUMBERED)
     figure.colorbar(image, ax=list(every), shrink=0.8)
     figure.suptitle(title)
     # Laid out once: each saving would move things a little.
@@ -99,7 +102,8 @@ def plot_trace(steps: Trace, tokens: Sequence[str]) -> dict[str, Any]:
         hides = name in ("masked", "weights", "dropped_weights") and "mask" in steps.arrays
         title = f"{steps.stage}: {name.replace('_', ' ')}"
         mask = steps["mask"] if hides else None
-        figures[name] = plot_matrix(array, list(tokens), across, title=title, kind=kind, mask=mask)
+        axes = (steps.axes(name)[-2], steps.axes(name)[-1])
+        figures[name] = plot_matrix(array, list(tokens), across, title=title, kind=kind, mask=mask, axes=axes)
     return figures
 
 
@@ -146,4 +150,6 @@ def _fill(axes: Any, values: np.ndarray, shown: np.ndarray, image: Any, numbered
         elif numbered:
             red, green, blue, _ = image.cmap(image.norm(value))
             colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+            axes.text(
+                column, row, f"{round(float(value), 2) + 0.0:.2f}", ha="center", va="center", fontsize=8, color=colour
+            )

@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """One array for each position of the switches in `depends`, all of one shape; `axes` names their axes."""
+    """One array for each position of the switches in `depends`; `axes` names their axes."""
 
     axes: tuple[str, ...]
     depends: tuple[str, ...]
@@ -126,7 +126,7 @@ def _simple(story: Story) -> Section:
         [
             "Each token asks all tokens, itself among them: how alike are we? The answer is a dot product of their two "
             "vectors. Softmax turns a token's scores into shares that are positive and sum to 1, and with these shares "
-            "all vectors are averaged. The average is the token's context vector.",
+            "all vectors are averaged: these shares are the weights, and the average is the token's context vector.",
             "Dividing the scores by their sum would make them sum to 1 as well, as long as none is negative; softmax "
             "always does, and leans towards the largest.",
         ],
@@ -137,7 +137,7 @@ def _simple(story: Story) -> Section:
             Step("products", "each key's vector times the query's, number by number", "products"),
             Step("score", "the products added up: one score for each key", "scores"),
             Step("weights", "the scores as shares that sum to 1", "weights"),
-            Step("shares", "each key's vector times its weight", "shares"),
+            Step("weighted vectors", "each key's vector times its weight", "shares"),
             Step("context", "these added up: the context vector", "context"),
         ],
         [
@@ -170,6 +170,8 @@ def _trainable(story: Story) -> Section:
         "weights": Numbers(("query", "key"), both, weights),
         "context": Numbers(("token", "feature"), both, context),
     }
+    params = story.trainable["params"]
+    numbers |= {f"W {name}": _one(params[name]["kernel"], "input", "feature") for name in ("query", "key", "value")}
     return Section(
         "trainable",
         "2 Trainable weights",
@@ -177,9 +179,9 @@ def _trainable(story: Story) -> Section:
             "Three matrices, which training can change, give every token three vectors: a query, what it asks for; a "
             "key, by which it is found; and a value, what it has to say. Scores are now query times key, and the "
             "context averages values.",
-            "The longer the vectors, the larger their dot products, and the more softmax would give all to one token. "
-            "So scores are divided by the square root of the key's width. A temperature divides them once more: a low "
-            "one sharpens, a high one evens out.",
+            "The more numbers a vector has, the larger the dot products, and the more softmax would give all to one "
+            "token. So scores are divided by the square root of how many a key has. A temperature divides them once "
+            "more: a low one sharpens, a high one evens out.",
         ],
         [
             Choice("scaling", "Divide by the root of the width", [("on", "on"), ("off", "off")], "on"),
@@ -188,17 +190,22 @@ def _trainable(story: Story) -> Section:
         numbers,
         "weights",
         [
+            Step("query", "the token's vector times W query", "query"),
             Step("score", "the query times each key", "scores"),
             Step("scale", "divided by the root of the width and the temperature", "scaled"),
             Step("softmax", "as shares that sum to 1", "weights"),
             Step("context", "the values, averaged with these shares", "context"),
         ],
         [
-            Figure("Input vectors", "inputs", "values"),
+            Figure("Input vectors, x", "inputs", "values"),
+            Figure("W query", "W query", "values"),
+            Figure("W key", "W key", "values"),
+            Figure("W value", "W value", "values"),
             Figure("Queries", "query", "values"),
             Figure("Keys", "key", "values"),
             Figure("Values", "value", "values"),
             Figure("Scores", "scores", "scores"),
+            Figure("Scaled scores", "scaled", "scores"),
             Figure("Weights", "weights", "weights"),
             Figure("Context vectors", "context", "values"),
         ],
@@ -227,10 +234,17 @@ def _causal(story: Story) -> Section:
             dropped[where], context[where] = np.asarray(left), np.asarray(context_vectors(left, steps["value"]))
             sums[where] = np.asarray(left.sum(-1, keepdims=True))
     differences = [[jnp.abs(a - b).max() for b in ways.values()] for a in ways.values()]
-    numbers = {n: _one(steps[n], *steps.axes(n)) for n in ("scores", "scaled", "mask", "masked", "value")}
+    first = {"before": steps["masked"], "after": steps["scaled"], "renormalised": steps["scaled"]}
+    second = {"before": steps["weights"], "after": plain, "renormalised": plain}
+    names = ("query", "key", "value", "scores", "scaled", "mask", "masked")
+    numbers = {name: _one(steps[name], *steps.axes(name)) for name in names}
     all_three = ("way", "rate", "key")
     numbers |= {
         "weights": Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(w) for k, w in ways.items()}),
+        **{
+            name: Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(a) for k, a in arrays.items()})
+            for name, arrays in (("before softmax", first), ("softmax", second))
+        },
         "ways": _one(jnp.stack(list(ways.values())), "way", "query", "key"),
         "kept": Numbers(("query", "key"), ("rate", "key"), kept),
         "dropped": Numbers(("query", "key"), all_three, dropped),
@@ -244,9 +258,10 @@ def _causal(story: Story) -> Section:
         [
             "A model that is to write the next token must not see it. So every key after the query is hidden: its "
             "score becomes −∞ before the softmax, which then gives it 0. Zeroing weights after the softmax leaves rows "
-            "that no longer sum to 1; divided by what is left, they are those of the first way again.",
+            "that no longer sum to 1; divided by the sum of what is left, they are those of the first way again.",
             "Dropout, in training only, sets weights to 0 by chance and multiplies the survivors by 1 / (1 − rate), so "
-            "that a row still sums to 1 on average, though no single one does. The same key drops the same cells.",
+            "that a row still sums to 1 on average, though hardly a single one does. The same random key drops the "
+            "same cells: choose a rate above 0, and watch.",
         ],
         [
             Choice(
@@ -260,19 +275,22 @@ def _causal(story: Story) -> Section:
                 "before",
             ),
             Choice("rate", "Dropout rate", [(str(rate), str(rate)) for rate in RATES], "0.0"),
-            Choice("key", "Dropout key", [(str(key), str(key)) for key in KEYS], "0"),
+            Choice("key", "Random key of dropout", [(str(key), str(key)) for key in KEYS], "0"),
         ],
         numbers,
         "dropped",
         [
             Step("score", "the query times each key", "scores"),
             Step("scale", "divided by the root of the width", "scaled"),
-            Step("mask", "−∞ where a key comes after the query", "masked"),
-            Step("softmax", "as shares that sum to 1", "weights"),
+            Step("mask", "−∞ where a key comes after the query, if the mask comes first", "before softmax"),
+            Step("softmax", "as shares that sum to 1", "softmax"),
+            Step("weights", "later keys are 0 now, wherever the mask comes, and renormalised if so chosen", "weights"),
             Step("dropout", "some dropped, the others grown", "dropped"),
             Step("context", "the values, averaged", "context"),
         ],
         [
+            Figure("Queries", "query", "values"),
+            Figure("Keys", "key", "values"),
             Figure("Scaled scores, hidden ones −∞", "masked", "scores", "mask"),
             Figure("Weights", "ways", "weights", "mask"),
             Figure("Largest difference between the three", "differences", "plain"),
@@ -282,6 +300,7 @@ def _causal(story: Story) -> Section:
             Figure("Values", "value", "values"),
             Figure("Context vectors", "context", "values"),
         ],
+        "import jax\n"
         "from jaxattn import CausalAttention\n"
         f"attention = CausalAttention(features={steps['query'].shape[-1]}, dropout_rate=0.5)\n"
         "context = attention.apply(variables, x, deterministic=False, dropout_key=jax.random.key(0))",
@@ -297,23 +316,30 @@ def _heads(story: Story) -> Section:
     parallel = trace(MultiHeadAttention(H, H * D), side_by_side, story.inputs)
     features = story.parallel["params"]["out"]["kernel"].shape[0]
     projected = trace(MultiHeadAttention(H, features), story.parallel, story.inputs)
-    ways = {"parallel": parallel, "stacked": stacked}
-    numbers = {
-        name: Numbers(
-            stacked.axes(name), ("way",), {position(way=way): np.asarray(each[name]) for way, each in ways.items()}
-        )
-        for name in ("query", "key", "value", "scaled", "weights", "context", "concatenation")
-    }
-    numbers["mask"] = _one(stacked["mask"], "query", "key")
+    ways = {"parallel": parallel, "stacked": stacked, "projected": projected}
+    names = ("query", "key", "value", "scores", "scaled", "masked", "weights", "context", "concatenation")
+    arrays = {name: {way: steps[name] for way, steps in ways.items()} for name in names}
     # (H, T, D) -> (T, H * D), as they were before they were cut
-    joined = {position(way=way): np.asarray(jnp.hstack(list(each["query"]))) for way, each in ways.items()}
-    numbers["joined query"] = Numbers(("token", "joined"), ("way",), joined)
-    numbers["concatenation"] = numbers["concatenation"]._replace(axes=("token", "joined"))
+    arrays["joined query"] = {way: jnp.hstack(list(steps["query"])) for way, steps in ways.items()}
+    # Without a projection, what is side by side is what comes out.
+    arrays["output"] = {way: steps.arrays.get("output", steps["concatenation"]) for way, steps in ways.items()}
+    axes = {name: stacked.axes(name) for name in names} | dict.fromkeys(
+        ("joined query", "concatenation", "output"), ("token", "joined")
+    )
+    numbers = {
+        name: Numbers(axes[name], ("way",), {position(way=way): np.asarray(array) for way, array in each.items()})
+        for name, each in arrays.items()
+    }
     compared = {"queries": "query", "keys": "key", "values": "value", "weights": "weights", "context": "context"}
     largest = [[jnp.abs(stacked[name] - parallel[name]).max()] for name in compared.values()]
-    numbers["differences"] = _one(jnp.array(largest), "array", "largest")
-    for name in ("weights", "context", "concatenation", "output"):
-        numbers[f"projected {name}"] = _one(projected[name], *projected.axes(name))
+    out = story.parallel["params"]["out"]
+    numbers |= {
+        "mask": _one(stacked["mask"], "query", "key"),
+        "differences": _one(jnp.array(largest), "array", "largest"),
+        "W out": _one(out["kernel"], "input", "feature"),
+        "bias": _one(out["bias"][None], "bias", "feature"),
+        "projected output": _one(projected["output"], "token", "feature"),
+    }
     T, wide = len(story.tokens), H * D
     return Section(
         "heads",
@@ -322,48 +348,61 @@ def _heads(story: Story) -> Section:
             "One head averages in one way. Several heads, each with matrices of its own, look for several things at "
             "once. They can be run one after the other and set side by side, or all at once: their matrices stand "
             "side by side in one, and its result is cut into heads. The numbers are the same.",
-            f"The cut, for {T} tokens and {H} heads of width {D}: x times the matrix is ({T}, {wide}); reshaped "
-            f"({T}, {H}, {D}); transposed ({H}, {T}, {D}), a head in front. Back: transposed ({T}, {H}, {D}), "
-            f"reshaped ({T}, {wide}): the heads' context vectors side by side. Reshaping alone, without the transpose, "
-            "would mix tokens with heads.",
-            f"Last comes the output projection, which mixes what the heads found. Below it is a layer of {H} heads "
-            f"with {features} features in total, {features // H} a head.",
+            f"The cut, for {T} tokens and {H} heads of width {D}: x times the matrix has {T} tokens of {wide} numbers. "
+            f"Reshaped, it is (tokens {T}, heads {H}, width {D}); transposed, (heads {H}, tokens {T}, width {D}), a "
+            f"head in front. The way back: transposed, (tokens {T}, heads {H}, width {D}); reshaped, {T} tokens of "
+            f"{wide} numbers, the heads' context vectors side by side. Reshaping alone, without the transpose, would "
+            "mix tokens with heads.",
+            "A layer for use has an output projection at its end, which mixes what the heads found. The one here has "
+            f"{H} heads and {features} features in total, {features // H} a head: switch to it, and all follows it.",
         ],
         [
-            Choice("way", "Heads", [("parallel", "all at once"), ("stacked", "one after the other")], "parallel"),
+            Choice(
+                "way",
+                "Heads",
+                [
+                    ("parallel", "all at once"),
+                    ("stacked", "one after the other"),
+                    ("projected", "all at once, with an output projection"),
+                ],
+                "parallel",
+            ),
             Choice("head", "Head", [(str(head), str(head)) for head in range(H)], "0"),
         ],
         numbers,
         "weights",
         [
-            Step("scale", "the query times each key, divided by the root of the head's width", "scaled"),
-            Step("softmax", "what is not hidden, as shares that sum to 1", "weights"),
+            Step("score", "the head's query times each of its keys", "scores"),
+            Step("scale", "divided by the root of the head's width", "scaled"),
+            Step("mask", "−∞ where a key comes after the query", "masked"),
+            Step("softmax", "as shares that sum to 1", "weights"),
             Step("context", "the head's values, averaged", "context"),
             Step("concatenate", "the heads' context vectors side by side", "concatenation"),
-            Step("project", "of the layer with an output projection: its output", "projected output"),
+            Step("output", "these, or with an output projection, these times W out plus its bias", "output"),
         ],
         [
-            Figure(f"Queries of all heads, ({T}, {wide})", "joined query", "values"),
-            Figure(f"Cut and turned, ({H}, {T}, {D})", "query", "values"),
+            Figure("Queries, all heads", "joined query", "values"),
+            Figure("Queries", "query", "values"),
             Figure("Keys", "key", "values"),
             Figure("Values", "value", "values"),
             Figure("Weights", "weights", "weights", "mask"),
-            Figure(f"Context vectors, ({H}, {T}, {D})", "context", "values"),
-            Figure(f"Side by side, ({T}, {wide})", "concatenation", "values"),
-            Figure("Between one after the other and all at once", "differences", "plain"),
-            Figure("With a projection: weights", "projected weights", "weights", "mask"),
-            Figure("With a projection: context vectors", "projected context", "values"),
-            Figure("With a projection: side by side", "projected concatenation", "values"),
-            Figure("With a projection: output", "projected output", "values"),
+            Figure("Context", "context", "values"),
+            Figure("Side by side", "concatenation", "values"),
+            Figure("Between the first two ways", "differences", "plain"),
+            Figure("W out", "W out", "values"),
+            Figure("Its bias", "bias", "values"),
+            Figure("Output with projection", "projected output", "values"),
         ],
-        "from jaxattn import MultiHeadAttention\n"
-        f"attention = MultiHeadAttention(num_heads={H}, features={features})\n"
-        "output, weights = attention.apply(variables, x, return_weights=True)",
+        "from jaxattn import MultiHeadAttention, MultiHeadAttentionWrapper\n"
+        f"heads = MultiHeadAttentionWrapper(num_heads={H}, features={D})  # one after the other\n"
+        f"layer = MultiHeadAttention(num_heads={H}, features={features})  # all at once, with an output projection\n"
+        "output, weights = layer.apply(variables, x, return_weights=True)",
         _of_tokens(story)
         | {
             "joined": [f"{head}: {number}" for head in range(H) for number in range(D)],
             "array": list(compared),
             "largest": ["largest difference"],
+            "bias": ["bias"],
         },
     )
 
@@ -386,9 +425,9 @@ def _trained(story: Story) -> Section:
         "A trained model",
         [
             f"These are the numbers of a model that has learned: {story.run}, {len(story.layers)} layers of {H} heads. "
-            "Here an arc means something. Choose a token, and see from where each head fetches what it needs; the last "
-            "table says what the model takes to come after each token.",
-            *([story.found] if story.found else []),
+            "Choose a token, and see from where each head fetches what it needs; the last table says how likely the "
+            "model takes some words to come after each token.",
+            story.found or "How much an arc means depends on how much the model has learned.",
         ],
         [
             Choice("layer", "Layer", [(str(number), str(number)) for number in range(len(story.layers))], str(layer)),
