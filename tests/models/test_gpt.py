@@ -137,10 +137,11 @@ def test_packed_documents_are_as_each_alone():
     tokens = jax.random.randint(jax.random.key(0), (2, 12), 0, 32)
     documents = jnp.array([[1] * 5 + [2] * 4 + [3] * 3, [7] * 12])
     params = model.init(jax.random.key(1), tokens)
-    packed = model.apply(params, tokens, documents=documents)
+    apply = jax.jit(model.apply)
+    packed = apply(params, tokens, documents=documents)
     for row, ids in enumerate(documents):
         for document in set(ids.tolist()):
-            alone = model.apply(params, tokens[row, ids == document])
+            alone = apply(params, tokens[row, ids == document])
             np.testing.assert_allclose(packed[row, ids == document], alone, atol=1e-5)
     with pytest.raises(ValueError, match="documents packs several"):
         model.apply(params, tokens, documents=documents, decode=True, mutable=["cache"])

@@ -18,7 +18,7 @@ from jaxattn.training.step import (
 )
 from jaxattn.training.text import Batch
 
-CONFIG = GPTConfig(256, 8, 2, 2, 8, dropout_rate=0.2)
+CONFIG = GPTConfig(256, 8, 1, 2, 8, dropout_rate=0.2)
 BATCH = Batch(jax.random.randint(jax.random.key(0), (4, 9), 0, 256))
 DOCUMENTS = jnp.array([[1] * 9, [1, 1, 1, 2, 2, 2, 2, 3, 3], [1, 2, 3, 3, 3, 3, 0, 0, 0], [1] * 4 + [0] * 5])
 
@@ -36,7 +36,7 @@ def next_token_loss(model, params, batch):
 
 def losses_of(model, params, batch):
     """Each next token's loss `(B, T)` in float64, written out plainly."""
-    logits = np.asarray(model.apply({"params": params}, batch.tokens[:, :-1]), np.float64)
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, batch.tokens[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -np.take_along_axis(log_p, np.asarray(batch.tokens[:, 1:, None], np.int64), -1)[..., 0]
 
