@@ -22,8 +22,9 @@ def _leave(number: int, _: Any) -> None:
 
 # Before the imports, which take seconds.
 for _name in ("SIGINT", "SIGTERM", "SIGHUP"):
-    if signal.getsignal(getattr(signal, _name, signal.SIGINT)) != signal.SIG_IGN:
-        signal.signal(getattr(signal, _name, signal.SIGINT), _leave)
+    _number = getattr(signal, _name, None)  # Windows has no SIGHUP
+    if _number is not None and signal.getsignal(_number) != signal.SIG_IGN:
+        signal.signal(_number, _leave)
 
 import argparse
 import sys

@@ -101,8 +101,9 @@ class Run:
         tokens = self.config.batch_size * self.config.context_length
         self.progress = Progress(first, self.config.steps, tokens, quiet=not self.speaks)
         try:
-            with contextlib.closing(Journal(keeps, first, self.config.tensorboard)) as self.journal:
-                with _stop_signals() as self.stopped, self.progress:
+            journal = contextlib.closing(Journal(keeps, first, self.config.tensorboard))
+            with journal as self.journal, _stop_signals() as self.stopped:
+                with self.progress:
                     stopped = self._steps()
                 params = gather(self.mesh, self.state.params)
                 if keeps is not None:
