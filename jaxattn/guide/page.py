@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxattn.extras import require
-from jaxattn.guide.sections import Figure, Section, make_sections, position
+from jaxattn.guide.section import Figure, Section, position
+from jaxattn.guide.sections import make_sections
 from jaxattn.guide.story import Story
 
 CORNER = "query ↓ key →"

@@ -1,77 +1,19 @@
 """The page's sections: every number that they show, for every position of their switches, computed by the library."""
 
 import itertools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.functional import attention_weights, context_vectors, dropout, renormalized_weights
+from jaxattn.guide.section import Choice, Figure, Numbers, Section, Step, of_tokens, one, position
+from jaxattn.guide.sections_of_heads import heads_section, trained_section
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import trace
-from jaxattn.stages import (
-    CausalAttention,
-    MultiHeadAttention,
-    MultiHeadAttentionWrapper,
-    SelfAttention,
-    SimpleSelfAttention,
-    parallel_from_stacked,
-)
+from jaxattn.stages import CausalAttention, SelfAttention, SimpleSelfAttention
 
 TEMPERATURES, RATES, KEYS = (0.5, 1.0, 2.0), (0.0, 0.1, 0.2, 0.5), (0, 1, 2)
-
-
-class Choice(NamedTuple):
-    """A switch: its name, its label, pairs of a value and what it is called, and the value that it has at first."""
-
-    name: str
-    label: str
-    options: list[tuple[str, str]]
-    first: str
-
-
-class Numbers(NamedTuple):
-    """One array for each position of the switches in `depends`; `axes` names their axes."""
-
-    axes: tuple[str, ...]
-    depends: tuple[str, ...]
-    values: dict[str, np.ndarray]
-
-
-class Figure(NamedTuple):
-    """A table of an array, or of three axes a table for each entry of the first.
-
-    `kind` is "weights", "scores", "values", or "plain" without colours; `hidden` an array that says which cells show.
-    """
-
-    title: str
-    array: str
-    kind: str
-    hidden: str | None = None
-
-
-class Step(NamedTuple):
-    """What happens to the chosen query's row: the array's row, or of three axes its table."""
-
-    name: str
-    text: str
-    array: str
-
-
-class Section(NamedTuple):
-    """One section of the page; `labels` names the entries of an axis, where they are more than numbers."""
-
-    id: str
-    title: str
-    paragraphs: list[str]
-    choices: list[Choice]
-    numbers: dict[str, Numbers]
-    arcs: str
-    steps: list[Step]
-    figures: list[Figure]
-    code: str
-    labels: dict[str, list[str]]
 
 
 def make_sections(story: Story) -> list[Section]:
@@ -83,21 +25,8 @@ def make_sections(story: Story) -> list[Section]:
         >>> [section.id for section in make_sections(book_story())]
         ['simple', 'trainable', 'causal', 'heads']
     """
-    sections = [_simple(story), _trainable(story), _causal(story), _heads(story)]
-    return [_trained(story), *sections] if story.layers else sections
-
-
-def position(**switches: Any) -> str:
-    """Name a position of switches."""
-    return "&".join(f"{name}={value}" for name, value in switches.items())
-
-
-def _one(array: Any, *axes: str) -> Numbers:
-    return Numbers(axes, (), {"": np.asarray(array)})
-
-
-def _of_tokens(story: Story) -> dict[str, list[str]]:
-    return dict.fromkeys(("query", "key", "token"), story.tokens)
+    sections = [_simple(story), _trainable(story), _causal(story), heads_section(story)]
+    return [trained_section(story), *sections] if story.layers else sections
 
 
 def _simple(story: Story) -> Section:
@@ -105,9 +34,9 @@ def _simple(story: Story) -> Section:
     x, scores = story.inputs, steps["scores"]
     ways = {"softmax": steps["weights"], "divide": scores / scores.sum(-1, keepdims=True)}
     numbers = {
-        "inputs": _one(x, "token", "feature"),
-        "products": _one(x[:, None] * x[None], "query", "key", "feature"),
-        "scores": _one(scores, "query", "key"),
+        "inputs": one(x, "token", "feature"),
+        "products": one(x[:, None] * x[None], "query", "key", "feature"),
+        "scores": one(scores, "query", "key"),
         "weights": Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(w) for k, w in ways.items()}),
         "shares": Numbers(
             ("query", "key", "feature"),
@@ -149,7 +78,7 @@ def _simple(story: Story) -> Section:
         "from jaxattn import SimpleSelfAttention\n"
         "attention = SimpleSelfAttention()\n"
         "context, weights = attention.apply({}, x, return_weights=True)",
-        _of_tokens(story),
+        of_tokens(story),
     )
 
 
@@ -164,14 +93,14 @@ def _trainable(story: Story) -> Section:
         each = attention_weights(steps["scores"], scale=scale)
         weights[where], context[where] = np.asarray(each), np.asarray(context_vectors(each, steps["value"]))
     both = ("scaling", "temperature")
-    numbers = {name: _one(steps[name], *steps.axes(name)) for name in ("inputs", "query", "key", "value", "scores")}
+    numbers = {name: one(steps[name], *steps.axes(name)) for name in ("inputs", "query", "key", "value", "scores")}
     numbers |= {
         "scaled": Numbers(("query", "key"), both, scaled),
         "weights": Numbers(("query", "key"), both, weights),
         "context": Numbers(("token", "feature"), both, context),
     }
     params = story.trainable["params"]
-    numbers |= {f"W {name}": _one(params[name]["kernel"], "input", "feature") for name in ("query", "key", "value")}
+    numbers |= {f"W {name}": one(params[name]["kernel"], "input", "feature") for name in ("query", "key", "value")}
     return Section(
         "trainable",
         "2 Trainable weights",
@@ -212,7 +141,7 @@ def _trainable(story: Story) -> Section:
         "from jaxattn import SelfAttention\n"
         f"attention = SelfAttention(features={steps['query'].shape[-1]})\n"
         "context, weights = attention.apply(variables, x, return_weights=True)",
-        _of_tokens(story),
+        of_tokens(story),
     )
 
 
@@ -237,7 +166,7 @@ def _causal(story: Story) -> Section:
     first = {"before": steps["masked"], "after": steps["scaled"], "renormalised": steps["scaled"]}
     second = {"before": steps["weights"], "after": plain, "renormalised": plain}
     names = ("query", "key", "value", "scores", "scaled", "mask", "masked")
-    numbers = {name: _one(steps[name], *steps.axes(name)) for name in names}
+    numbers = {name: one(steps[name], *steps.axes(name)) for name in names}
     all_three = ("way", "rate", "key")
     numbers |= {
         "weights": Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(w) for k, w in ways.items()}),
@@ -245,12 +174,12 @@ def _causal(story: Story) -> Section:
             name: Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(a) for k, a in arrays.items()})
             for name, arrays in (("before softmax", first), ("softmax", second))
         },
-        "ways": _one(jnp.stack(list(ways.values())), "way", "query", "key"),
+        "ways": one(jnp.stack(list(ways.values())), "way", "query", "key"),
         "kept": Numbers(("query", "key"), ("rate", "key"), kept),
         "dropped": Numbers(("query", "key"), all_three, dropped),
         "sums": Numbers(("token", "sum"), all_three, sums),
         "context": Numbers(("token", "feature"), all_three, context),
-        "differences": _one(jnp.array(differences), "way", "way"),
+        "differences": one(jnp.array(differences), "way", "way"),
     }
     return Section(
         "causal",
@@ -304,150 +233,5 @@ def _causal(story: Story) -> Section:
         "from jaxattn import CausalAttention\n"
         f"attention = CausalAttention(features={steps['query'].shape[-1]}, dropout_rate=0.5)\n"
         "context = attention.apply(variables, x, deterministic=False, dropout_key=jax.random.key(0))",
-        _of_tokens(story) | {"way": ["masked before", "masked after", "renormalised"], "sum": ["sum"]},
-    )
-
-
-def _heads(story: Story) -> Section:
-    params = story.stacked["params"]
-    H, D = len(params), params["heads_0"]["value"]["kernel"].shape[-1]
-    stacked = trace(MultiHeadAttentionWrapper(H, D), story.stacked, story.inputs)
-    side_by_side = {"params": parallel_from_stacked(params)}
-    parallel = trace(MultiHeadAttention(H, H * D), side_by_side, story.inputs)
-    features = story.parallel["params"]["out"]["kernel"].shape[0]
-    projected = trace(MultiHeadAttention(H, features), story.parallel, story.inputs)
-    ways = {"parallel": parallel, "stacked": stacked, "projected": projected}
-    names = ("query", "key", "value", "scores", "scaled", "masked", "weights", "context", "concatenation")
-    arrays = {name: {way: steps[name] for way, steps in ways.items()} for name in names}
-    # (H, T, D) -> (T, H * D), as they were before they were cut
-    arrays["joined query"] = {way: jnp.hstack(list(steps["query"])) for way, steps in ways.items()}
-    # Without a projection, what is side by side is what comes out.
-    arrays["output"] = {way: steps.arrays.get("output", steps["concatenation"]) for way, steps in ways.items()}
-    axes = {name: stacked.axes(name) for name in names} | dict.fromkeys(
-        ("joined query", "concatenation", "output"), ("token", "joined")
-    )
-    numbers = {
-        name: Numbers(axes[name], ("way",), {position(way=way): np.asarray(array) for way, array in each.items()})
-        for name, each in arrays.items()
-    }
-    compared = {"queries": "query", "keys": "key", "values": "value", "weights": "weights", "context": "context"}
-    largest = [[jnp.abs(stacked[name] - parallel[name]).max()] for name in compared.values()]
-    out = story.parallel["params"]["out"]
-    numbers |= {
-        "mask": _one(stacked["mask"], "query", "key"),
-        "differences": _one(jnp.array(largest), "array", "largest"),
-        "W out": _one(out["kernel"], "input", "feature"),
-        "bias": _one(out["bias"][None], "bias", "feature"),
-        "projected output": _one(projected["output"], "token", "feature"),
-    }
-    T, wide = len(story.tokens), H * D
-    return Section(
-        "heads",
-        "4 Several heads",
-        [
-            "One head averages in one way. Several heads, each with matrices of its own, look for several things at "
-            "once. They can be run one after the other and set side by side, or all at once: their matrices stand "
-            "side by side in one, and its result is cut into heads. The numbers are the same.",
-            f"The cut, for {T} tokens and {H} heads of width {D}: x times the matrix has {T} tokens of {wide} numbers. "
-            f"Reshaped, it is (tokens {T}, heads {H}, width {D}); transposed, (heads {H}, tokens {T}, width {D}), a "
-            f"head in front. The way back: transposed, (tokens {T}, heads {H}, width {D}); reshaped, {T} tokens of "
-            f"{wide} numbers, the heads' context vectors side by side. Reshaping alone, without the transpose, would "
-            "mix tokens with heads.",
-            "A layer for use has an output projection at its end, which mixes what the heads found. The one here has "
-            f"{H} heads and {features} features in total, {features // H} a head: switch to it, and all follows it.",
-        ],
-        [
-            Choice(
-                "way",
-                "Heads",
-                [
-                    ("parallel", "all at once"),
-                    ("stacked", "one after the other"),
-                    ("projected", "all at once, with an output projection"),
-                ],
-                "parallel",
-            ),
-            Choice("head", "Head", [(str(head), str(head)) for head in range(H)], "0"),
-        ],
-        numbers,
-        "weights",
-        [
-            Step("score", "the head's query times each of its keys", "scores"),
-            Step("scale", "divided by the root of the head's width", "scaled"),
-            Step("mask", "−∞ where a key comes after the query", "masked"),
-            Step("softmax", "as shares that sum to 1", "weights"),
-            Step("context", "the head's values, averaged", "context"),
-            Step("concatenate", "the heads' context vectors side by side", "concatenation"),
-            Step("output", "these, or with an output projection, these times W out plus its bias", "output"),
-        ],
-        [
-            Figure("Queries, all heads", "joined query", "values"),
-            Figure("Queries", "query", "values"),
-            Figure("Keys", "key", "values"),
-            Figure("Values", "value", "values"),
-            Figure("Weights", "weights", "weights", "mask"),
-            Figure("Context", "context", "values"),
-            Figure("Side by side", "concatenation", "values"),
-            Figure("Between the first two ways", "differences", "plain"),
-            Figure("W out", "W out", "values"),
-            Figure("Its bias", "bias", "values"),
-            Figure("Output with projection", "projected output", "values"),
-        ],
-        "from jaxattn import MultiHeadAttention, MultiHeadAttentionWrapper\n"
-        f"heads = MultiHeadAttentionWrapper(num_heads={H}, features={D})  # one after the other\n"
-        f"layer = MultiHeadAttention(num_heads={H}, features={features})  # all at once, with an output projection\n"
-        "output, weights = layer.apply(variables, x, return_weights=True)",
-        _of_tokens(story)
-        | {
-            "joined": [f"{head}: {number}" for head in range(H) for number in range(D)],
-            "array": list(compared),
-            "largest": ["largest difference"],
-            "bias": ["bias"],
-        },
-    )
-
-
-def _trained(story: Story) -> Section:
-    H, _, D = story.layers[0]["context"].shape
-    layer, head = story.best
-    numbers = {
-        name: Numbers(
-            story.layers[0].axes(name),
-            ("layer",),
-            {position(layer=number): np.asarray(steps[name]) for number, steps in enumerate(story.layers)},
-        )
-        for name in ("scores", "scaled", "masked", "weights", "context")
-    }
-    numbers["mask"] = _one(story.layers[0]["mask"], "query", "key")
-    numbers["next"] = _one(story.following, "token", "next")
-    return Section(
-        "trained",
-        "A trained model",
-        [
-            f"These are the numbers of a model that has learned: {story.run}, {len(story.layers)} layers of {H} heads. "
-            "Choose a token, and see from where each head fetches what it needs; the last table says how likely the "
-            "model takes some words to come after each token.",
-            story.found or "How much an arc means depends on how much the model has learned.",
-        ],
-        [
-            Choice("layer", "Layer", [(str(number), str(number)) for number in range(len(story.layers))], str(layer)),
-            Choice("head", "Head", [(str(number), str(number)) for number in range(H)], str(head)),
-        ],
-        numbers,
-        "weights",
-        [
-            Step("score", "the query times each key", "scores"),
-            Step("scale", f"divided by the root of the head's width, {D}", "scaled"),
-            Step("mask", "−∞ where a key comes after the query", "masked"),
-            Step("softmax", "as shares that sum to 1", "weights"),
-            Step("context", "the head's values, averaged", "context"),
-        ],
-        [
-            Figure("Weights", "weights", "weights", "mask"),
-            Figure("How likely a word is to come next", "next", "weights"),
-        ],
-        "from jaxattn.training.saving import load_model\n"
-        f"model, params = load_model({story.run!r})\n"
-        'logits, kept = model.apply({"params": params}, tokens, mutable=["intermediates"])',
-        _of_tokens(story) | {"next": list(story.words)},
+        of_tokens(story) | {"way": ["masked before", "masked after", "renormalised"], "sum": ["sum"]},
     )
