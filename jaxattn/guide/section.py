@@ -69,6 +69,11 @@ def one(array: Any, *axes: str) -> Numbers:
     return Numbers(axes, (), {"": np.asarray(array)})
 
 
+def each_of(switch: str, arrays: dict[Any, Any], *axes: str) -> Numbers:
+    """Take an array for each position of one switch."""
+    return Numbers(axes, (switch,), {position(**{switch: where}): np.asarray(a) for where, a in arrays.items()})
+
+
 def of_tokens(story: Story) -> dict[str, list[str]]:
     """Name the entries of the axes that are tokens."""
     return dict.fromkeys(("query", "key", "token"), story.tokens)

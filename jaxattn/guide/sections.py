@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.functional import attention_weights, context_vectors, dropout, renormalized_weights
-from jaxattn.guide.section import Choice, Figure, Numbers, Section, Step, of_tokens, one, position
+from jaxattn.guide.section import Choice, Figure, Numbers, Section, Step, each_of, of_tokens, one, position
 from jaxattn.guide.sections_of_heads import heads_section, trained_section
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import trace
@@ -37,17 +37,9 @@ def _simple(story: Story) -> Section:
         "inputs": one(x, "token", "feature"),
         "products": one(x[:, None] * x[None], "query", "key", "feature"),
         "scores": one(scores, "query", "key"),
-        "weights": Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(w) for k, w in ways.items()}),
-        "shares": Numbers(
-            ("query", "key", "feature"),
-            ("way",),
-            {position(way=k): np.asarray(w[..., None] * x[None]) for k, w in ways.items()},
-        ),
-        "context": Numbers(
-            ("token", "feature"),
-            ("way",),
-            {position(way=k): np.asarray(context_vectors(w, x)) for k, w in ways.items()},
-        ),
+        "weights": each_of("way", ways, "query", "key"),
+        "shares": each_of("way", {k: w[..., None] * x[None] for k, w in ways.items()}, "query", "key", "feature"),
+        "context": each_of("way", {k: context_vectors(w, x) for k, w in ways.items()}, "token", "feature"),
     }
     return Section(
         "simple",
@@ -169,11 +161,9 @@ def _causal(story: Story) -> Section:
     numbers = {name: one(steps[name], *steps.axes(name)) for name in names}
     all_three = ("way", "rate", "key")
     numbers |= {
-        "weights": Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(w) for k, w in ways.items()}),
-        **{
-            name: Numbers(("query", "key"), ("way",), {position(way=k): np.asarray(a) for k, a in arrays.items()})
-            for name, arrays in (("before softmax", first), ("softmax", second))
-        },
+        "weights": each_of("way", ways, "query", "key"),
+        "before softmax": each_of("way", first, "query", "key"),
+        "softmax": each_of("way", second, "query", "key"),
         "ways": one(jnp.stack(list(ways.values())), "way", "query", "key"),
         "kept": Numbers(("query", "key"), ("rate", "key"), kept),
         "dropped": Numbers(("query", "key"), all_three, dropped),

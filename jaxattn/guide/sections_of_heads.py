@@ -1,9 +1,8 @@
 """The page's sections with several heads: stage 4, and those of a trained model."""
 
 import jax.numpy as jnp
-import numpy as np
 
-from jaxattn.guide.section import Choice, Figure, Numbers, Section, Step, of_tokens, one, position
+from jaxattn.guide.section import Choice, Figure, Section, Step, each_of, of_tokens, one
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import trace
 from jaxattn.stages import MultiHeadAttention, MultiHeadAttentionWrapper, parallel_from_stacked
@@ -28,10 +27,7 @@ def heads_section(story: Story) -> Section:
     axes = {name: stacked.axes(name) for name in names} | dict.fromkeys(
         ("joined query", "concatenation", "output"), ("token", "joined")
     )
-    numbers = {
-        name: Numbers(axes[name], ("way",), {position(way=way): np.asarray(array) for way, array in each.items()})
-        for name, each in arrays.items()
-    }
+    numbers = {name: each_of("way", each, *axes[name]) for name, each in arrays.items()}
     compared = {"queries": "query", "keys": "key", "values": "value", "weights": "weights", "context": "context"}
     largest = [[jnp.abs(stacked[name] - parallel[name]).max()] for name in compared.values()]
     out = story.parallel["params"]["out"]
@@ -114,10 +110,8 @@ def trained_section(story: Story) -> Section:
     H, _, D = story.layers[0]["context"].shape
     layer, head = story.best
     numbers = {
-        name: Numbers(
-            story.layers[0].axes(name),
-            ("layer",),
-            {position(layer=number): np.asarray(steps[name]) for number, steps in enumerate(story.layers)},
+        name: each_of(
+            "layer", {number: steps[name] for number, steps in enumerate(story.layers)}, *story.layers[0].axes(name)
         )
         for name in ("scores", "scaled", "masked", "weights", "context")
     }

@@ -19,6 +19,7 @@ from jaxattn.stages import (
     SelfAttention,
     SimpleSelfAttention,
 )
+from jaxattn.training.pronoun_report import read_report
 from jaxattn.training.pronoun_words import PRONOUNS
 from jaxattn.training.saving import load_model
 from jaxattn.training.tokenizer import END, Tokenizer, open_tokenizer
@@ -153,18 +154,14 @@ def _most_telling(report: Path, tokens: list[str], layers: int) -> tuple[int, tu
     """Return the token, and the layer and head, to look at first: the pronoun and who finds its noun, where told."""
     if not report.exists():
         return len(tokens) - 1, (layers - 1, 0), ""
-    try:
-        found = json.loads(report.read_text(encoding="utf-8"))
-        attention = np.array(found["attention"], float)
-        accuracy, bigram = float(found["accuracy"]), float(found["bigram"])
-        layer, head = (int(index) for index in np.unravel_index(attention.argmax(), attention.shape))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{report} is damaged ({error}): remove it, or name another --run") from error
+    found = read_report(report)
+    layer, head = found.best_head
     words = (
-        f"Here an arc means something. Asked for him or her, the model is right in {accuracy:.1%} of sentences whose "
-        f"pair of noun and verb it never saw; the word before alone gives {bigram:.1%}. At that word it decides who "
-        f"is meant. At the pronoun it looks the animal up once more, for what that was doing may come next: head "
-        f"{head} of layer {layer} pays the noun {attention.max():.2f} of its attention, on average over them."
+        f"Here an arc means something. Asked for him or her, the model is right in {found.accuracy:.1%} of sentences "
+        f"whose pair of noun and verb it never saw; the word before alone gives {found.bigram:.1%}. At that word it "
+        "decides who is meant. At the pronoun it looks the animal up once more, for what that was doing may come next: "
+        f"head {head} of layer {layer} pays the noun {found.attention.max():.2f} of its attention, on average over "
+        "them."
     )
     pronouns = [number for number, token in enumerate(tokens) if token in PRONOUNS]
     return pronouns[-1] if pronouns else len(tokens) - 1, (layer, head), words

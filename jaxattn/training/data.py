@@ -59,9 +59,8 @@ def open_data(config: TrainConfig, resume: bool) -> Data:
             if config.tokenizer == "bpe":
                 content = learn_bpe(files, config.vocab_size)
             else:
-                read_tokenizer(
-                    Path(config.tokenizer)
-                )  # so that what is wrong with it is said of the file that was named
+                # What is wrong with it is to be said of the file that was named.
+                read_tokenizer(Path(config.tokenizer))
                 content = Path(config.tokenizer).read_text(encoding="utf-8")
             write_whole(kept, content.encode())
         tokenizer = read_tokenizer(kept)

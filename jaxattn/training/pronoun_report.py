@@ -1,6 +1,8 @@
 """What a model has learned of pronouns: how often it is right, and which head looks at the noun that is meant."""
 
 import functools
+import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ from jax import Array
 from jaxattn.models.gpt import GPT
 from jaxattn.training.pronoun_words import PRONOUNS, vocabulary
 from jaxattn.training.pronouns import Sentences
+from jaxattn.training.saving import write_whole
 
 _IDS = [vocabulary()[word] for word in PRONOUNS]
 
@@ -37,6 +40,31 @@ class PronounReport(NamedTuple):
         """Layer and head whose attention from the pronoun to its noun is largest."""
         layer, head = np.unravel_index(self.attention.argmax(), self.attention.shape)
         return int(layer), int(head)
+
+
+def write_report(file: Path, report: PronounReport) -> None:
+    """Keep a report as JSON.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    write_whole(file, json.dumps(report._asdict(), indent=1, default=np.ndarray.tolist).encode())
+
+
+def read_report(file: Path) -> PronounReport:
+    """Read what `write_report` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        found = PronounReport(**json.loads(file.read_text(encoding="utf-8")))
+        return found._replace(
+            attention=np.array(found.attention, float), attention_before=np.array(found.attention_before, float)
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it, or name another run") from error
 
 
 def report_pronouns(model: GPT, params: Any, sentences: Sentences, trained_on: Sentences) -> PronounReport:

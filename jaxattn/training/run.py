@@ -1,7 +1,6 @@
 """A whole run: text in, a trained model and a verdict out, and whatever happens in between, nothing lost."""
 
 import contextlib
-import json
 import math
 import shlex
 import signal
@@ -26,10 +25,10 @@ from jaxattn.training.devices import gather, make_mesh, parse_mesh, ring_of, spr
 from jaxattn.training.directory import CHECKPOINTS
 from jaxattn.training.journal import Journal, draw_curve
 from jaxattn.training.progress import Progress, say
-from jaxattn.training.pronoun_report import report_pronouns, table
+from jaxattn.training.pronoun_report import report_pronouns, table, write_report
 from jaxattn.training.pronouns import held_out, trained_on
 from jaxattn.training.report import Losses, Outcome, introduction, losses_in_words, verdict
-from jaxattn.training.saving import save_model, write_whole
+from jaxattn.training.saving import save_model
 from jaxattn.training.step import (
     Measures,
     choose_parts,
@@ -295,8 +294,7 @@ class Run:
         report = report_pronouns(GPT(self.model.config), params, held_out(seed), trained_on(seed))
         say(table(report))
         if self.directory is not None:
-            content = json.dumps(report._asdict(), indent=1, default=np.ndarray.tolist)
-            write_whole(self.directory / "pronouns.json", content.encode())
+            write_report(self.directory / "pronouns.json", report)
 
 
 def _parts(config: TrainConfig, mesh: Mesh) -> int:

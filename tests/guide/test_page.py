@@ -31,6 +31,7 @@ from jaxattn.functional import (
 )
 from jaxattn.guide.page import render_page, shown
 from jaxattn.guide.story import book_story, drawn_story, run_story
+from jaxattn.training.pronoun_report import PronounReport, write_report
 from jaxattn.training.pronoun_words import make_tokenizer
 from jaxattn.training.saving import load_model, save_model, write_whole
 from jaxattn.training.tokenizer import printable
@@ -323,8 +324,8 @@ def test_a_trained_models_numbers_are_those_of_its_layers(open_page, run):
 
 def test_a_run_of_pronouns_opens_at_the_pronoun_and_the_head_that_found_its_noun(open_page, run, tmp_path):
     directory = shutil.copytree(run, tmp_path / "run")
-    found = {"accuracy": 0.995, "bigram": 0.5, "attention": [[0.1, 0.9], [0.0, 0.15]]}
-    (directory / "pronouns.json").write_text(json.dumps(found))
+    found, before = np.array([[0.1, 0.9], [0.0, 0.15]]), np.zeros((2, 2))
+    write_report(directory / "pronouns.json", PronounReport(0.995, 0.99, 0.5, found, before))
     write_whole(directory / "tokenizer.json", make_tokenizer().to_str().encode())
     story = run_story(str(directory), "the fox bit him barking .", 0)
     assert (story.best, story.tokens[story.query]) == ((0, 1), "him")
