@@ -11,7 +11,6 @@ from jaxattn.functional import (
     renormalized_weights,
 )
 from jaxattn.layer import AttentionLayer
-from jaxattn.masks import assert_causal
 from jaxattn.models.generation import generate, stream
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.models.gpt2 import load_gpt2
@@ -24,6 +23,7 @@ from jaxattn.stages import (
     SimpleSelfAttention,
     parallel_from_stacked,
 )
+from jaxattn.testing import assert_causal
 
 __version__ = "0.1.0"
 

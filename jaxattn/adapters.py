@@ -1,11 +1,11 @@
-"""Plugs for layers that people already have: `attention_fn` of Flax's Linen and NNX layers.
+"""`attention_fn` for layers that people already have, Flax's Linen and NNX layers.
 
     nn.MultiHeadDotProductAttention(num_heads=8, attention_fn=jaxattn.linen_attention_fn)
     nnx.MultiHeadAttention(8, 512, attention_fn=jaxattn.nnx_attention_fn, rngs=nnx.Rngs(0))
 
-The numbers are those of Flax's own function, sooner and in linear memory, and differ from them on purpose in three
-places: a query that may see nothing gets 0 and not the average of all values; in float16 and bfloat16 the softmax is
-computed in float32; and the same dropout key drops other cells.
+The results are those of Flax's own function, faster and in linear memory, with three deliberate differences: a query
+that may attend to nothing gets 0, not the average of all values; in float16 and bfloat16 the softmax is computed in
+float32; and the same dropout key drops other entries.
 """
 
 from typing import Any
@@ -14,8 +14,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from jaxattn.attention import check_call, run_call
-from jaxattn.masks import Causal, Mask, both
+from jaxattn.attention import attend, attend_with_steps
+from jaxattn.kernels.call import checked_call
+from jaxattn.masks import Causal, Mask, combine
 
 
 def linen_attention_fn(
@@ -44,29 +45,26 @@ def linen_attention_fn(
         query: `(..., T, H, D)`.
         key: `(..., S, K, D)`, K divides H.
         value: `(..., S, K, D_v)`.
-        bias: added to the scores, broadcasts to `(..., H, T, S)`.
-        mask: one of `jaxattn.masks`, or an array that broadcasts to `(..., H, T, S)`, where what is not 0 may attend
-            (Flax makes masks of floats).
-        broadcast_dropout: True drops the same cells in every head and example (Flax's default), False others in each.
-        dropout_rng: the PRNG key for dropout.
+        bias: added to the scores; broadcasts to `(..., H, T, S)`.
+        mask: one of `jaxattn.masks`, or an array that broadcasts to `(..., H, T, S)`; entries other than 0 may attend
+            (Flax's masks are floats).
+        broadcast_dropout: True drops the same entries in every head and example (Flax's default), False does not.
+        dropout_rng: PRNG key for dropout.
         dropout_rate: share of the weights that are dropped.
-        deterministic: True leaves dropout off.
-        dtype: the type to promote the inputs to; None is their common type.
-        precision: that of the matrix products, as in `jax.lax.dot_general`.
-        module: a layer into which the weights are sown, `attention_weights` in its intermediates.
-        force_fp32_for_softmax: without effect, as the softmax is always computed in float32 or wider.
-        einsum_dot_general: refused, like the next two: another product than jax's own would not be called.
-        qk_attn_weights_einsum: refused.
-        attn_weights_value_einsum: refused.
-        promote_dtype: what brings `(query, key, value)` to one type, called as NNX calls it; None is the common type.
+        deterministic: True turns dropout off.
+        dtype: the type to convert the inputs to; None is their common type.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+        module: a layer that the weights are sown into, as `attention_weights` in its intermediates.
+        force_fp32_for_softmax: has no effect, because the softmax is always computed in float32 or wider.
+        einsum_dot_general: not supported, like the next two: a kernel has its own matrix products.
+        qk_attn_weights_einsum: not supported.
+        attn_weights_value_einsum: not supported.
+        promote_dtype: converts `(query, key, value)` to one type, called as NNX calls it; None is the common type.
         is_causal: True adds a causal mask.
-
-    Returns:
-        The context `(..., T, H, D_v)`.
 
     Raises:
         TypeError: an input is not floating point.
-        ValueError: an argument is refused, or shapes clash, as in `jaxattn.dot_product_attention`.
+        ValueError: an argument is not supported, or shapes do not fit.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -86,14 +84,14 @@ def linen_attention_fn(
     for name, given in refused.items():
         if given is not None:
             raise ValueError(
-                f"{name} is given, but jaxattn makes its products itself: leave it out, "
+                f"{name} is given, but jaxattn's kernels have their own matrix products: leave it out, "
                 "or write attention_fn=flax.linen.dot_product_attention to use it"
             )
     if promote_dtype is not None:
         query, key, value = promote_dtype((query, key, value), dtype=dtype)
     common = jnp.result_type(query, key, value) if dtype is None else dtype
     drops = not deterministic and dropout_rate > 0
-    call = check_call(
+    call = checked_call(
         query.astype(common),
         key.astype(common),
         value.astype(common),
@@ -105,8 +103,8 @@ def linen_attention_fn(
         precision=precision,
     )
     if module is None:
-        return run_call(call)
-    context, weights = run_call(call, return_weights=True)
+        return attend(call)
+    _, weights, _, context = attend_with_steps(call)
     if isinstance(module, nn.Module):
         module.sow("intermediates", "attention_weights", weights)
     else:
@@ -116,11 +114,11 @@ def linen_attention_fn(
     return context
 
 
-# NNX's layer passes fewer keywords of the same names.
+# NNX's layer passes a subset of these keywords.
 nnx_attention_fn = linen_attention_fn
 
 
 def _mask(mask: Any, is_causal: bool) -> Mask | None:
     if mask is not None and not isinstance(mask, Mask):
         mask = jnp.asarray(mask) != 0
-    return both(Causal() if is_causal else None, mask)
+    return combine(Causal() if is_causal else None, mask)

@@ -1,4 +1,4 @@
-"""What the arguments must be: every message names the argument, what came, what is allowed and what to write."""
+"""Argument checks: every message names the argument, what came, what is allowed and what to write instead."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jax import Array
 
 
 def as_floating(name: str, array: Any) -> Array:
-    """Return `array` as a JAX array, or raise a TypeError where its type is not a floating-point one."""
+    """Return `array` as a JAX array; its type must be a floating-point one."""
     array = jnp.asarray(array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -18,8 +18,34 @@ def as_floating(name: str, array: Any) -> Array:
     return array
 
 
+def as_boolean(name: str, mask: Any) -> Array:
+    """Return `mask` as a JAX array; its type must be boolean."""
+    mask = jnp.asarray(mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(
+            f"{name} has dtype {mask.dtype}, but must be boolean with True = may attend: "
+            f"write {name}.astype(bool) for ones and zeros, or {name} == 0 for an additive mask of 0 and -inf"
+        )
+    return mask
+
+
+def as_integers(name: str, array: Any) -> Array:
+    """Return `array` as a JAX array; its type must be an integer one."""
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} has dtype {array.dtype}, but must hold integers: write {name}.astype(jnp.int32)")
+    return array
+
+
+def as_tokens(name: str, x: Any) -> Array:
+    """Return token vectors `(..., T, d_in)` as a JAX array of floating-point numbers."""
+    x = as_floating(name, x)
+    check_rank(name, x, 2, "T, d_in")
+    return x
+
+
 def check_rank(name: str, array: Array, least: int, axes: str) -> None:
-    """Raise a ValueError unless `array` has the axes that `axes` spells out (`least` of them, and any before)."""
+    """Check that `array` has the `least` last axes that `axes` names; any number may stand before them."""
     if array.ndim < least:
         raise ValueError(
             f"{name} has shape {array.shape}, but needs at least {least} axes, (..., {axes}): "
@@ -27,26 +53,37 @@ def check_rank(name: str, array: Array, least: int, axes: str) -> None:
         )
 
 
-def as_tokens(name: str, x: Any) -> Array:
-    """Return token vectors `(..., T, d_in)` as a JAX array, or raise where they are not floating point or too flat."""
-    x = as_floating(name, x)
-    check_rank(name, x, 2, "T, d_in")
-    return x
+def check_leading_axes(**arrays: Array) -> None:
+    """Check that two arrays agree in all axes but the last two; where one has 1, it is broadcast."""
+    (first, a), (second, b) = arrays.items()
+    if a.ndim != b.ndim or any(m != n and 1 not in (m, n) for m, n in zip(a.shape[:-2], b.shape[:-2], strict=True)):
+        raise ValueError(
+            f"{first} {a.shape} and {second} {b.shape} differ in the axes before the last two (batch, heads): "
+            "give both the same leading axes, or use jax.vmap over the one that only one of them has"
+        )
+
+
+def check_equal_dtypes(**arrays: Array) -> None:
+    """Check that all arrays have one type, so that none is converted without notice."""
+    if len({array.dtype for array in arrays.values()}) > 1:
+        came = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
+        first, *others = arrays
+        raise TypeError(f"the types differ ({came}): write {others[-1]}.astype({first}.dtype), or convert the others")
 
 
 def check_rate(rate: float) -> float:
-    """Return the dropout rate as a float, or raise a ValueError where it lies outside [0, 1)."""
+    """Return the dropout rate as a float; it must lie in [0, 1)."""
     rate = float(rate)
     if not 0.0 <= rate < 1.0:
         raise ValueError(
-            f"dropout_rate={rate} is outside [0, 1): it is the share of weights that are dropped, and survivors grow "
-            "by 1 / (1 - rate), which a rate of 1 divides by zero; write dropout_rate=0.1 to drop a tenth"
+            f"dropout_rate={rate} is outside [0, 1): it is the share of weights that are dropped, and the others are "
+            "scaled by 1 / (1 - rate), which a rate of 1 divides by zero; write dropout_rate=0.1 to drop a tenth"
         )
     return rate
 
 
 def check_key(name: str, key: Any) -> Array:
-    """Return one PRNG key as a JAX array, or raise where `key` is missing, a seed, or a whole batch of keys."""
+    """Return `key` as a JAX array; it must be one PRNG key, not a seed and not a batch of keys."""
     if key is None:
         raise ValueError(f"{name} is missing, but dropout is random: write {name}=jax.random.key(0)")
     if not isinstance(key, Array) or not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32):
@@ -59,22 +96,36 @@ def check_key(name: str, key: Any) -> Array:
     return key
 
 
-def check_equal_dtypes(**arrays: Array) -> None:
-    """Raise a TypeError unless all the named arrays have one type, so that none is widened or narrowed unseen."""
-    if len({array.dtype for array in arrays.values()}) > 1:
-        came = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
-        first, *others = arrays
-        raise TypeError(
-            f"the types differ ({came}): write {others[-1]}.astype({first}.dtype), or cast whichever is off"
+def features_per_head(num_heads: int, features: int) -> int:
+    """Return the width of each head; the number of heads must divide `features`."""
+    if num_heads < 1:
+        raise ValueError(f"num_heads={num_heads} must be at least 1: write num_heads=1 for a single head")
+    if features % num_heads:
+        below, above = features // num_heads * num_heads, -(-features // num_heads) * num_heads
+        choices = " or ".join(f"features={width}" for width in (below, above) if width)
+        raise ValueError(
+            f"features={features} is the total width of {num_heads} heads, and {num_heads} does not divide it: write "
+            f"{choices} (MultiHeadAttentionWrapper is the one whose features are per head)"
         )
+    return features // num_heads
 
 
-def as_boolean(name: str, mask: Any) -> Array:
-    """Return `mask` as a JAX array, or raise a TypeError where it is not boolean."""
-    mask = jnp.asarray(mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(
-            f"{name} has dtype {mask.dtype}, but must be boolean with True = may attend: "
-            f"write {name}.astype(bool) for ones and zeros, or {name} == 0 for an additive mask of 0 and -inf"
+def check_kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
+    """Return the number of KV heads; it must divide the number of query heads, and None is as many."""
+    heads = num_heads if num_kv_heads is None else num_kv_heads
+    if heads < 1 or num_heads % heads:
+        raise ValueError(
+            f"num_kv_heads={heads} must divide num_heads={num_heads}, because each KV head serves as many query heads: "
+            "write num_kv_heads=1 for one that serves all"
         )
-    return mask
+    return heads
+
+
+def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Return whether an array of one shape broadcasts to another."""
+    return len(shape) <= len(target) and all(m in (1, n) for m, n in zip(shape[::-1], target[::-1], strict=False))
+
+
+def wide_type(*dtypes: Any) -> Any:
+    """Return the type of scores, softmax and sums: float32, or float64 where an input has it."""
+    return jnp.float64 if jnp.float64 in dtypes else jnp.float32

@@ -1,4 +1,4 @@
-"""Stage 4 with what today's models add to it; the parameters are called alike, and those of stage 4 fit."""
+"""Stage 4 with what today's models add to it; parameters have the same names, and those of stage 4 fit."""
 
 from typing import Any
 
@@ -7,59 +7,51 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.attention import Implementation, check_call, run_call
+from jaxattn.attention import attend, attend_with_steps
 from jaxattn.cache import Cache
-from jaxattn.checks import as_tokens
-from jaxattn.masks import Causal, Mask, Segments, SlidingWindow, both
+from jaxattn.checks import as_tokens, check_kv_heads, features_per_head
+from jaxattn.kernels.call import Implementation, checked_call
+from jaxattn.masks import Causal, Mask, Segments, SlidingWindow, combine
 from jaxattn.ring import Ring, ring_attention
 from jaxattn.rotary import rotate
-from jaxattn.stages import choose_dropout_key, features_per_head, key_heads
+from jaxattn.stages import Output, choose_dropout_key, sow_steps
 
 
 class AttentionLayer(nn.Module):
-    """Multi-head attention for real models: `MultiHeadAttention` with options, each a field of its own.
+    """Multi-head attention for real models: `MultiHeadAttention` with more options, each a field of its own.
 
-    With its defaults it is `MultiHeadAttention`: causal self-attention, same parameters, same numbers.
+    With its defaults it is `MultiHeadAttention`: causal self-attention, the same parameters, the same numbers. The
+    first four arguments of the call are those of every stage (`stages.py`).
 
     Args:
-        num_heads: how many query heads; must divide `features`.
-        features: width in total, of all heads together and of the output.
-        dropout_rate: share of the weights that are dropped in training, in [0, 1).
-        use_bias: whether the projections to query, key and value add a bias; the output projection always does.
-        num_kv_heads: how many key and value heads, a divisor of `num_heads`; None is as many (grouped-query attention).
-        mask: who may see whom in every call: `Causal()`, `SlidingWindow(size)`, or None for everyone, as in BERT and in
+        num_heads: number of query heads; must divide `features`.
+        features: width of all heads together and of the output.
+        dropout_rate: share of the weights that are dropped, in [0, 1).
+        use_bias: whether the query, key and value projections add a bias; the output projection always does.
+        num_kv_heads: number of KV heads, a divisor of `num_heads`; None is as many (grouped-query attention).
+        mask: the mask of every call: `Causal()`, `SlidingWindow(size)`, or None for none, as in BERT and in
             cross-attention.
-        rotary_base: turns queries and keys by their positions, with this base (10_000.0, say); None does not.
-        normalize_heads: whether each query and key head is layer-normalised, with a learned scale.
-        cache_length: for how many tokens `decode=True` makes room.
+        rotary_base: rotates queries and keys by their positions, with this base (10_000.0, say); None does not.
+        normalize_heads: whether each query and key head is layer-normalized, with a learned scale.
+        cache_length: for how many tokens the KV cache of `decode=True` has room.
         dtype: the type to compute in; None is that of `x`.
         param_dtype: the type of the parameters.
-        precision: that of all matrix products, as in `jax.lax.dot_general`.
-        kernel_init: initialiser of all kernels.
-        bias_init: initialiser of all biases.
-        implementation: how `dot_product_attention` computes it; None chooses the fastest.
-        ring: spreads the tokens over the devices of a mesh axis, `Ring(mesh, axis)`; see `ring_attention`. It takes no
-            dropout, no cache and no mask but `Segments` in the call.
+        precision: of all matrix products, as in `jax.lax.dot_general`.
+        kernel_init: initializer of all kernels.
+        bias_init: initializer of all biases.
+        implementation: the kernel of `dot_product_attention`; None chooses.
+        ring: shards the tokens over a mesh axis, `Ring(mesh, axis)`, see `ring_attention`; without dropout, cache,
+            weights, and masks of the call other than `Segments`.
 
     Args of the call:
-        x: token vectors `(..., T, d_in)`.
-        deterministic: True leaves dropout off.
-        dropout_key: PRNG key for dropout; None takes the module's `"dropout"` stream.
-        return_weights: return `(output, weights)`, the weights before dropout.
-        context: the vectors to attend to, `(..., S, d_context)`, in place of `x` itself (cross-attention).
-        mask: what this call hides besides, one of `jaxattn.masks` or a boolean array, as in `dot_product_attention`.
-        positions: position of each token `(..., T)` for the rotary turn; None counts from 0, or from the cache's end.
-        decode: attend to the tokens of earlier calls as well, kept in the collection `"cache"` (pass
-            `mutable=["cache"]`). Any number of tokens at a time; each example goes on where its own tokens ended. It
-            is always causal, whatever `mask` says; where the cache has no room left, the output is NaN.
-        lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the rest is padding, behind.
-
-    Returns:
-        Output vectors `(..., T, features)`; weights `(..., num_heads, T, S)`.
-
-    Raises:
-        TypeError: `x` or `context` is not floating point, or the mask is not boolean.
-        ValueError: sizes do not divide, arguments exclude each other, or as `MultiHeadAttention`.
+        context: the vectors to attend to, `(..., S, d_context)`, in place of `x` (cross-attention).
+        mask: combined with the layer's mask: one of `jaxattn.masks` or a boolean array, as in `dot_product_attention`.
+        positions: position of each token `(..., T)` for the rotation; None counts from 0, or from the end of the cache.
+        decode: attend to the tokens of earlier calls as well, kept in the collection "cache" (pass
+            `mutable=["cache"]`), any number of tokens at a time. It is always causal, whatever `mask` says. Where the
+            cache has no room left, the output is NaN.
+        lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the others are padding at the
+            end.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -74,7 +66,7 @@ class AttentionLayer(nn.Module):
 
     References:
         Vaswani et al. 2017, "Attention Is All You Need"; Ainslie et al. 2023, "GQA"; Su et al. 2021, "RoFormer";
-        Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters" (normalised heads).
+        Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters" (normalized heads).
     """
 
     num_heads: int
@@ -107,52 +99,49 @@ class AttentionLayer(nn.Module):
         positions: Int[Array, "..."] | None = None,
         decode: bool = False,
         lengths: Int[Array, "..."] | None = None,
-    ) -> Any:
-        x, source = self._check(x, context, positions, decode, lengths)
+    ) -> Output:
+        x, source = self._checked(x, context, positions, decode, lengths)
+        kv_heads = check_kv_heads(self.num_heads, self.num_kv_heads)
         query = self._heads("query", x, self.num_heads)  # (..., T, H, D)
-        key = self._heads("key", source, key_heads(self.num_heads, self.num_kv_heads))  # (..., S, K, D)
-        value = self._heads("value", source, key_heads(self.num_heads, self.num_kv_heads))
+        key, value = (self._heads(name, source, kv_heads) for name in ("key", "value"))  # (..., S, K, D)
         if self.normalize_heads:
             query, key = self._normalized("query_norm", query), self._normalized("key_norm", key)
-        before = self._cached(key).length if decode else jnp.zeros(x.shape[:-2], jnp.int32)
+        cached = self._cached(key).length if decode else jnp.zeros(x.shape[:-2], jnp.int32)
         if self.rotary_base is not None:
             if positions is None:
-                positions = before[..., None] + jnp.arange(x.shape[-2]).reshape((1,) * before.ndim + (-1,))
+                positions = cached[..., None] + jnp.arange(x.shape[-2]).reshape((1,) * cached.ndim + (-1,))
             query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
-        shown = both(self.mask, mask)
+        combined = combine(self.mask, mask)
         if decode:
-            key, value = self._extend(key, value, lengths)
-            shown = Causal(before) if shown is None else Causal(before) & shown.shifted(before)
-
+            key, value = self._extended(key, value, lengths)
+            combined = Causal(cached) if combined is None else Causal(cached) & combined.shifted(cached)
         dropout_key = choose_dropout_key(self, self.dropout_rate, deterministic, dropout_key)
-        wants_weights = return_weights or self.is_mutable_collection("intermediates")
-        call = check_call(
-            query,
-            key,
-            value,
-            shown,
-            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
-            dropout_key=dropout_key,
-            precision=self.precision,
-        )
+        options = {
+            "dropout_rate": 0.0 if dropout_key is None else self.dropout_rate,
+            "dropout_key": dropout_key,
+            "precision": self.precision,
+            "implementation": self.implementation,
+        }
+        weights = None
         if self.ring is not None:
-            self._check_ring(mask, dropout_key, wants_weights or decode)
+            self._check_ring(mask, dropout_key, return_weights or decode or self.is_mutable_collection("intermediates"))
             segments = None if mask is None else mask.ids
             attended = ring_attention(query, key, value, self.mask, **self.ring._asdict(), segment_ids=segments)
+        elif return_weights:
+            call = checked_call(query, key, value, combined, return_weights=True, **options)
+            _, weights, _, attended = attend_with_steps(call)
         else:
-            attended = run_call(call, wants_weights, self.implementation)
-        if wants_weights:
-            attended, weights = attended
-            self.sow("intermediates", "weights", weights)
+            attended = attend(checked_call(query, key, value, combined, **options))
+        sow_steps(self, query, key, value, combined, **options)
         # (..., T, H, D) -> (..., T, features)
         output = self._dense("out", self.features, True)(attended.reshape(*x.shape[:-1], self.features))
-        return (output, weights) if return_weights else output
+        return output if weights is None else (output, weights)
 
     def _check_ring(self, mask: Any, dropout_key: Array | None, needs_one_device: bool) -> None:
         if dropout_key is not None or needs_one_device or not (mask is None or isinstance(mask, Segments)):
             raise ValueError(
-                "ring spreads the tokens over devices, where there are no dropout, weights, cache, nor masks of a call "
-                "but masks.Segments(ids): write AttentionLayer(ring=None) for these"
+                "ring shards the tokens over devices, without dropout, weights, cache, and masks of the call "
+                "other than masks.Segments(ids): write AttentionLayer(ring=None) for these"
             )
 
     def _dense(self, name: str, features: int, use_bias: bool) -> nn.Dense:
@@ -168,7 +157,7 @@ class AttentionLayer(nn.Module):
         )
 
     def _heads(self, name: str, x: Array, heads: int) -> Array:
-        """Project and cut: (..., T, d_in) -> (..., T, heads, D)."""
+        """Project and split: (..., T, d_in) -> (..., T, heads, D)."""
         width = features_per_head(self.num_heads, self.features)
         return self._dense(name, heads * width, self.use_bias)(x).reshape(*x.shape[:-1], heads, width)
 
@@ -176,40 +165,40 @@ class AttentionLayer(nn.Module):
         return nn.LayerNorm(use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(heads)
 
     def _cached(self, key: Array) -> Cache:
-        """The cache as it is, or an empty one."""
+        """Return the cache, or an empty one."""
         if self.has_variable("cache", "key"):
             return Cache(*(self.get_variable("cache", name) for name in Cache._fields))
         return Cache.empty(key, self.cache_length or 0)
 
-    def _extend(self, key: Array, value: Array, lengths: Array | None) -> tuple[Array, Array]:
-        """Store keys and values behind those of earlier calls, and return all of them."""
+    def _extended(self, key: Array, value: Array, lengths: Array | None) -> tuple[Array, Array]:
+        """Append keys and values to those of earlier calls, and return all of them."""
         cache = self._cached(key)
         extended = cache if self.is_initializing() else cache.append(key, value, lengths)
         for name, array in extended._asdict().items():
             self.put_variable("cache", name, array)
         return extended.key, extended.value
 
-    def _check(self, x: Any, context: Any, positions: Any, decode: bool, lengths: Any) -> tuple[Array, Array]:
-        """Check what belongs together; return the vectors that ask and those that are asked."""
+    def _checked(self, x: Any, context: Any, positions: Any, decode: bool, lengths: Any) -> tuple[Array, Array]:
+        """Check the arguments; return the vectors of the queries and those of the keys and values."""
         x = _vectors("x", x, self.dtype)
         if lengths is not None and not decode:
-            raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to hide padding")
+            raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to mask padding")
         if lengths is not None and (
             jnp.shape(lengths) != x.shape[:-2] or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer)
         ):
             raise ValueError(
-                f"lengths is {lengths!r}, but must hold a whole number for each example of x {x.shape}, {x.shape[:-2]}"
+                f"lengths is {lengths!r}, but must hold an integer for each example of x {x.shape}, {x.shape[:-2]}"
             )
         if positions is not None and self.rotary_base is None:
-            raise ValueError("positions turns nothing without rotary_base: write AttentionLayer(rotary_base=10_000.0)")
+            raise ValueError("positions are used by rotary_base alone: write AttentionLayer(rotary_base=10_000.0)")
         if decode and (context is not None or self.cache_length is None):
             raise ValueError(
-                "decode=True needs AttentionLayer(cache_length=...), the most tokens it will see"
+                "decode=True needs AttentionLayer(cache_length=...), the largest number of tokens in the cache"
                 if context is None
-                else "decode=True and context exclude each other: a context is there as a whole, so leave decode out"
+                else "decode=True and context exclude each other: a context is complete, so leave decode out"
             )
         if decode and not self.is_mutable_collection("cache"):
-            raise ValueError('decode=True changes the cache: write layer.apply(..., decode=True, mutable=["cache"])')
+            raise ValueError('decode=True updates the cache: write layer.apply(..., decode=True, mutable=["cache"])')
         if context is None:
             return x, x
         if isinstance(self.mask, Causal | SlidingWindow) or self.rotary_base is not None:

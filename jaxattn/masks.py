@@ -1,64 +1,79 @@
-"""Who may see whom. Masks are values: `Causal() & Segments(ids)` is a mask, and so is any boolean array.
+"""Masks: which keys each query may attend to. `Causal() & Segments(ids)` is a mask, and so is any boolean array.
 
-True = may attend, everywhere. Queries are rows and keys are columns, both counted from 0; where there are more keys
-than queries (cached keys, say), `offset` says at which key the queries begin: query t stands at position t + offset.
-Nothing is guessed from the shapes.
+True = may attend, everywhere. Queries are rows and keys are columns, both counted from 0. Where there are more keys
+than queries (cached keys, say), `offset` is the position of the first query among the keys: query t stands at t +
+offset. Nothing is guessed from the shapes.
 
-A mask is a pytree, so traced `ids`, `lengths` and offsets work under `jit` and `vmap`. It can spell itself out
-(`array`), or answer for one block of queries and keys at a time, so that nothing of size T × S need exist:
-`spread` gives every array of the mask axes for queries and keys, by which it can be cut; `sees` then answers for
-given positions, and `sees_blocks` says which blocks of cells hold anything to see at all.
+A mask is a pytree, so traced ids, lengths and offsets work under `jit` and `vmap`. `array(T, S)` materializes it. The
+kernels never do: `expanded(T, S)` gives every array in the mask two last axes, T or 1 and S or 1, so that it can be cut
+into blocks; `allows` then answers for one block, and `block_mask` says in which blocks anything is unmasked at all.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
-from jaxattn.checks import as_boolean, as_floating
+from jaxattn.checks import as_boolean, as_integers, broadcasts
 
-# Whole numbers or an array for whoever makes a mask; JAX puts anything there while it takes a pytree apart.
+# An integer or an array of them; JAX puts other things there while it takes a pytree apart.
 Leaf = Any
 
 
+class Band(NamedTuple):
+    """Bounds that hold for every query, known at compile time: t + first <= s <= t + last. None is no bound."""
+
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def width(self) -> int | None:
+        """The largest number of keys that a query may attend to, if both bounds are known."""
+        return None if self.first is None or self.last is None else max(0, self.last - self.first + 1)
+
+    @property
+    def transposed(self) -> "Band":
+        """The same bounds as a key sees them: s + first <= t <= s + last."""
+        return Band(None if self.last is None else -self.last, None if self.first is None else -self.first)
+
+
 class Mask:
-    """What the masks have in common: `array`, `&` and `|`; an array stands for itself."""
+    """The base class: `array`, `&` and `|` for users, the other methods for kernels."""
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        """Spell the mask out for T queries and S keys: a boolean array, True = may attend."""
-        return self.spread(T, S).sees(jnp.arange(T)[:, None], jnp.arange(S)[None, :])
+        """Materialize the mask for T queries and S keys."""
+        return self.expanded(T, S).allows(jnp.arange(T)[:, None], jnp.arange(S)[None, :])
 
     def with_heads(self) -> "Mask":
-        """Put a heads axis of one into every batched part, so that `array` gives `(..., 1, T, S)`."""
+        """Insert a heads axis of 1 into every batched array, so that `array` gives `(..., 1, T, S)`."""
         return self
 
-    def spread(self, T: int, S: int) -> "Mask":
-        """Give every array of the mask two last axes, T or 1 and S or 1, one number for each query or key."""
+    def expanded(self, T: int, S: int) -> "Mask":
+        """Give every array in the mask two last axes, T or 1 and S or 1."""
         raise NotImplementedError
 
-    def sees(self, queries: Int[Array, "#T #S"], keys: Int[Array, "#T #S"]) -> Bool[Array, "*batch #T #S"]:
-        """Answer for queries and keys at these positions; the mask is spread, and cut to them."""
+    def allows(self, queries: Int[Array, "#T #S"], keys: Int[Array, "#T #S"]) -> Bool[Array, "*batch #T #S"]:
+        """Return the mask for queries and keys at these positions; the mask is expanded, and cut to them."""
         raise NotImplementedError
 
-    def sees_blocks(
+    def block_mask(
         self, queries: Int[Array, "rows bq 1 1"], keys: Int[Array, "1 1 columns bk"]
     ) -> Bool[Array, "*batch #rows #columns"]:
-        """Say for every block of queries and keys whether any of its cells is visible; when in doubt, True.
+        """Return for every block of queries and keys whether any entry is unmasked; when in doubt, True.
 
-        The positions and the arrays of the spread mask are cut into blocks: T = rows · bq, S = columns · bk.
+        The positions and the arrays of the expanded mask are cut into blocks: T = rows · bq, S = columns · bk.
         """
         raise NotImplementedError
 
-    def reach(self) -> int | None:
-        """How many keys a query sees at the most, and how many queries see a key; None if the tokens alone limit it."""
-        return None
+    def band(self) -> Band:
+        """Return what is known at compile time of the distance between a query and its keys."""
+        return Band()
 
     def shifted(self, offset: int | Array) -> "Mask":
-        """Move the queries so many positions on among the keys; masks that name tokens, not positions, stay."""
+        """Move the queries by `offset` positions among the keys; masks that name tokens, not positions, stay."""
         return self
 
     def __and__(self, other: Any) -> "Mask":
@@ -68,18 +83,17 @@ class Mask:
         return Or(self, as_mask(other))
 
     __rand__, __ror__ = __and__, __or__
-    # NumPy would otherwise take `array & mask` apart into its elements.
+    # NumPy would otherwise apply `array & mask` to each element of the array.
     __array_ufunc__ = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
-    """Each query sees itself and what came before: keys s <= t + offset.
+    """Each query attends to itself and to earlier tokens: keys s <= t + offset.
 
-    Args:
-        offset: position of the first query among the keys; `S - T` aligns the last query with the last key. An array
-            `(...)` of whole numbers holds one for each example.
+    `offset` is the position of the first query among the keys; `S - T` aligns the last query with the last key. An
+    array `(...)` of integers holds one for each example.
 
     Example:
         >>> from jaxattn import masks
@@ -89,35 +103,36 @@ class Causal(Mask):
 
     offset: Leaf = 0
 
-    def shifted(self, offset: int | Array) -> Mask:
-        return Causal(self.offset + offset)
-
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         if isinstance(self.offset, int):
             return jnp.tril(jnp.ones((T, S), bool), k=self.offset)
         return super().array(T, S)
 
     def with_heads(self) -> Mask:
-        return Causal(_offset_of_heads(self.offset))
+        return Causal(_with_heads_axis(self.offset))
 
-    def spread(self, T: int, S: int) -> Mask:
-        return Causal(_spread_offset(self.offset))
+    def expanded(self, T: int, S: int) -> Mask:
+        return Causal(_expanded_offset(self.offset))
 
-    def sees(self, queries: Array, keys: Array) -> Array:
-        return _compare(keys, queries, self.offset) <= 0
+    def allows(self, queries: Array, keys: Array) -> Array:
+        return _distance(keys, queries, self.offset) <= 0
 
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        return _compare(_lowest(keys), _highest(queries), _highest(self.offset)) <= 0
+    def block_mask(self, queries: Array, keys: Array) -> Array:
+        return _distance(_block_min(keys), _block_max(queries), _block_max(self.offset)) <= 0
+
+    def band(self) -> Band:
+        return Band(last=self.offset) if isinstance(self.offset, int) else Band()
+
+    def shifted(self, offset: int | Array) -> Mask:
+        return Causal(self.offset + offset)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow(Mask):
-    """Each query sees the last `size` keys up to and with itself: t + offset - size < s <= t + offset. So it is causal.
+    """Each query attends to the last `size` keys up to itself: t + offset - size < s <= t + offset. So it is causal.
 
-    Args:
-        size: how many keys a query sees at the most, itself included.
-        offset: position of the first query among the keys, or an array of them, as in `Causal`.
+    `offset` is the position of the first query among the keys, as in `Causal`.
 
     Example:
         >>> from jaxattn import masks
@@ -134,40 +149,39 @@ class SlidingWindow(Mask):
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
             raise ValueError(
-                f"size={self.size!r} must be a whole number from 1 (every query sees itself alone): write "
+                f"size={self.size!r} must be an integer of at least 1 (each query attends to itself alone): write "
                 "SlidingWindow(256)"
             )
 
-    def reach(self) -> int | None:
-        return self.size
+    def with_heads(self) -> Mask:
+        return SlidingWindow(self.size, _with_heads_axis(self.offset))
+
+    def expanded(self, T: int, S: int) -> Mask:
+        return SlidingWindow(self.size, _expanded_offset(self.offset))
+
+    def allows(self, queries: Array, keys: Array) -> Array:
+        distance = _distance(keys, queries, self.offset)
+        return (distance <= 0) & (distance > -self.size)
+
+    def block_mask(self, queries: Array, keys: Array) -> Array:
+        nearest = _distance(_block_min(keys), _block_max(queries), _block_max(self.offset))
+        farthest = _distance(_block_max(keys), _block_min(queries), _block_min(self.offset))
+        return (nearest <= 0) & (farthest > -self.size)
+
+    def band(self) -> Band:
+        return Band(self.offset - self.size + 1, self.offset) if isinstance(self.offset, int) else Band()
 
     def shifted(self, offset: int | Array) -> Mask:
         return SlidingWindow(self.size, self.offset + offset)
-
-    def with_heads(self) -> Mask:
-        return SlidingWindow(self.size, _offset_of_heads(self.offset))
-
-    def spread(self, T: int, S: int) -> Mask:
-        return SlidingWindow(self.size, _spread_offset(self.offset))
-
-    def sees(self, queries: Array, keys: Array) -> Array:
-        behind = _compare(keys, queries, self.offset)
-        return (behind <= 0) & (behind > -self.size)
-
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        nearest = _compare(_lowest(keys), _highest(queries), _highest(self.offset))
-        farthest = _compare(_highest(keys), _lowest(queries), _lowest(self.offset))
-        return (nearest <= 0) & (farthest > -self.size)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segments(Mask):
-    """Several documents packed into one sequence do not see each other: a query sees the keys of its own segment.
+    """Documents packed into one sequence do not attend to each other: a query attends to keys of its own segment.
 
-    Args:
-        ids: whole numbers `(..., T)`, the segment of each token.
-        key_ids: those of the keys, `(..., S)`, where keys and queries are not the same tokens.
+    `ids` `(..., T)` are integers, the segment of each token; `key_ids` `(..., S)` are those of the keys, where keys and
+    queries are not the same tokens.
 
     Example:
         >>> import jax.numpy as jnp
@@ -183,30 +197,29 @@ class Segments(Mask):
         key_ids = None if self.key_ids is None else jnp.asarray(self.key_ids)[..., None, :]
         return Segments(jnp.asarray(self.ids)[..., None, :], key_ids)
 
-    def spread(self, T: int, S: int) -> Mask:
-        ids = _whole_numbers("ids", self.ids, T)
-        key_ids = ids if self.key_ids is None else _whole_numbers("key_ids", self.key_ids, S)
+    def expanded(self, T: int, S: int) -> Mask:
+        ids = _one_per_token("ids", self.ids, T)
+        key_ids = ids if self.key_ids is None else _one_per_token("key_ids", self.key_ids, S)
         if key_ids.shape[-1] != S:
-            raise ValueError(f"ids name {T} tokens, but there are {S} keys: pass key_ids with one for each key")
+            raise ValueError(f"ids hold {T} tokens, but there are {S} keys: pass key_ids with one for each key")
         return Segments(ids[..., :, None], key_ids[..., None, :])
 
-    def sees(self, queries: Array, keys: Array) -> Array:
+    def allows(self, queries: Array, keys: Array) -> Array:
         return jnp.equal(*_same_rank(self.ids, jnp.asarray(self.key_ids)))
 
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        # No overlap of the ranges, no common segment; documents packed one after the other overlap at a border only.
-        lowest, lowest_key = _same_rank(_lowest(self.ids), _lowest(self.key_ids))
-        highest, highest_key = _same_rank(_highest(self.ids), _highest(self.key_ids))
-        return (lowest <= highest_key) & (highest >= lowest_key)
+    def block_mask(self, queries: Array, keys: Array) -> Array:
+        # Blocks whose ranges of ids do not overlap share no segment; documents in order overlap at a border only.
+        least, least_key = _same_rank(_block_min(self.ids), _block_min(self.key_ids))
+        largest, largest_key = _same_rank(_block_max(self.ids), _block_max(self.key_ids))
+        return (least <= largest_key) & (largest >= least_key)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lengths(Mask):
-    """Sequences padded at their end: keys s < length are seen, the padding is not.
+    """Sequences padded at their end: keys s < length are attended to, the padding is not.
 
-    Args:
-        lengths: whole numbers `(...)`, one for each example, without an axis for tokens.
+    `lengths` `(...)` are integers, one for each example, without a token axis.
 
     Example:
         >>> import jax.numpy as jnp
@@ -218,195 +231,165 @@ class Lengths(Mask):
     lengths: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        visible = super().array(T, S)
-        return jnp.broadcast_to(visible, (*visible.shape[:-2], T, S))
+        mask = super().array(T, S)
+        return jnp.broadcast_to(mask, (*mask.shape[:-2], T, S))
 
     def with_heads(self) -> Mask:
         return Lengths(jnp.asarray(self.lengths)[..., None])
 
-    def spread(self, T: int, S: int) -> Mask:
-        return Lengths(_whole_numbers("lengths", self.lengths)[..., None, None])
+    def expanded(self, T: int, S: int) -> Mask:
+        return Lengths(as_integers("lengths", self.lengths)[..., None, None])
 
-    def sees(self, queries: Array, keys: Array) -> Array:
+    def allows(self, queries: Array, keys: Array) -> Array:
         return jnp.less(*_same_rank(keys, self.lengths))
 
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        return jnp.less(*_same_rank(_lowest(keys), _highest(self.lengths)))
+    def block_mask(self, queries: Array, keys: Array) -> Array:
+        return jnp.less(*_same_rank(_block_min(keys), _block_max(self.lengths)))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Dense(Mask):
+class ArrayMask(Mask):
     """A boolean array as a mask, so that it combines with the others; broadcasts to the scores `(..., H, T, S)`."""
 
-    visible: Leaf
+    allowed: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        return jnp.asarray(self.visible)
+        return jnp.asarray(self.allowed)
 
-    def spread(self, T: int, S: int) -> Mask:
-        visible = jnp.asarray(self.visible)
-        return Dense(visible.reshape((1,) * (2 - visible.ndim) + visible.shape))
+    def expanded(self, T: int, S: int) -> Mask:
+        allowed = jnp.asarray(self.allowed)
+        return ArrayMask(allowed.reshape((1,) * (2 - allowed.ndim) + allowed.shape))
 
-    def sees(self, queries: Array, keys: Array) -> Array:
-        return self.visible
+    def allows(self, queries: Array, keys: Array) -> Array:
+        return self.allowed
 
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        return self.visible.any((-3, -1))
+    def block_mask(self, queries: Array, keys: Array) -> Array:
+        return self.allowed.any((-3, -1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair(Mask):
-    """Two masks under one operation, cell by cell."""
+class _Pair(Mask):
+    """Two masks under one operation, entry by entry."""
 
     first: Leaf
     second: Leaf
 
     @staticmethod
-    def combine(first: Array, second: Array) -> Array:
-        """Join what the two say of the same cells."""
+    def join(first: Array, second: Array) -> Array:
+        """Combine the two masks' entries."""
         raise NotImplementedError
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        return self.combine(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
-
-    def shifted(self, offset: int | Array) -> Mask:
-        return type(self)(self.first.shifted(offset), self.second.shifted(offset))
+        return self.join(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
 
     def with_heads(self) -> Mask:
         return type(self)(self.first.with_heads(), self.second.with_heads())
 
-    def spread(self, T: int, S: int) -> Mask:
-        return type(self)(self.first.spread(T, S), self.second.spread(T, S))
+    def expanded(self, T: int, S: int) -> Mask:
+        return type(self)(self.first.expanded(T, S), self.second.expanded(T, S))
 
-    def sees(self, queries: Array, keys: Array) -> Array:
-        return self.combine(*_same_rank(self.first.sees(queries, keys), self.second.sees(queries, keys)))
+    def allows(self, queries: Array, keys: Array) -> Array:
+        return self.join(*_same_rank(self.first.allows(queries, keys), self.second.allows(queries, keys)))
 
-    def sees_blocks(self, queries: Array, keys: Array) -> Array:
-        return self.combine(*_same_rank(self.first.sees_blocks(queries, keys), self.second.sees_blocks(queries, keys)))
+    def block_mask(self, queries: Array, keys: Array) -> Array:
+        return self.join(*_same_rank(self.first.block_mask(queries, keys), self.second.block_mask(queries, keys)))
+
+    def shifted(self, offset: int | Array) -> Mask:
+        return type(self)(self.first.shifted(offset), self.second.shifted(offset))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class And(Pair):
-    """What both masks show."""
+class And(_Pair):
+    """What both masks allow."""
 
     @staticmethod
-    def combine(first: Array, second: Array) -> Array:
+    def join(first: Array, second: Array) -> Array:
         return jnp.logical_and(first, second)
 
-    def reach(self) -> int | None:
-        return min((reach for reach in (self.first.reach(), self.second.reach()) if reach is not None), default=None)
+    def band(self) -> Band:
+        bands = self.first.band(), self.second.band()
+        firsts, lasts = ([bound for bound in bounds if bound is not None] for bounds in zip(*bands, strict=True))
+        return Band(max(firsts, default=None), min(lasts, default=None))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Or(Pair):
-    """What either mask shows."""
+class Or(_Pair):
+    """What either mask allows."""
 
     @staticmethod
-    def combine(first: Array, second: Array) -> Array:
+    def join(first: Array, second: Array) -> Array:
         return jnp.logical_or(first, second)
+
+    def band(self) -> Band:
+        (first, last), (first_other, last_other) = self.first.band(), self.second.band()
+        return Band(
+            None if first is None or first_other is None else min(first, first_other),
+            None if last is None or last_other is None else max(last, last_other),
+        )
 
 
 def as_mask(mask: Any) -> Mask:
-    """Return a mask as it is and a boolean array as a mask; anything else is a TypeError."""
-    return mask if isinstance(mask, Mask) else Dense(as_boolean("mask", mask))
+    """Return a mask as it is, and a boolean array as a mask."""
+    return mask if isinstance(mask, Mask) else ArrayMask(as_boolean("mask", mask))
 
 
-def both(first: Any, second: Any) -> Mask | None:
-    """Return what both masks show, where None shows everything."""
+def combine(first: Any, second: Any) -> Mask | None:
+    """Return what both masks allow, where None allows everything."""
     if first is None or second is None:
         return None if first is second else as_mask(second if first is None else first)
     return as_mask(first) & second
 
 
-def assert_causal(function: Callable[[Array], Any], x: Float[Array, "..."], *, axis: int = -2) -> None:
-    """Assert that no output of a function of token vectors depends on a later input: its gradient there is exactly 0.
+def materialize(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
+    """Broadcast a mask, or a boolean array, to scores of the given shape `(..., T, S)`."""
+    mask = as_boolean("mask", mask.array(*shape[-2:]) if isinstance(mask, Mask) else mask)
+    check_mask_shape(mask.shape, shape)
+    return jnp.broadcast_to(mask, shape)
 
-    Args:
-        function: from token vectors to one array with as many tokens on the same axis, a layer with its variables, say;
-            dropout is fine if the key is fixed.
-        x: token vectors to try it on; random ones, for a gradient can be 0 by chance where all are alike.
-        axis: the axis of tokens, -2 for `(..., T, d)`.
 
-    Raises:
-        AssertionError: an output depends on a later input, and the message says which on which; or its gradient is not
-            a number.
-        TypeError: `x` is not floating point.
-        ValueError: there is one token only, or the outputs are not as many as the inputs.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from jaxattn import assert_causal, CausalAttention
-        >>> layer, x = CausalAttention(features=2), jax.random.normal(jax.random.key(0), (6, 3))
-        >>> variables = layer.init(jax.random.key(1), x)
-        >>> assert_causal(lambda x: layer.apply(variables, x), x)
-        >>> assert_causal(lambda x: jnp.flip(x, -2), x)
-        Traceback (most recent call last):
-        ...
-        AssertionError: output 0 depends on the later input 5, with a gradient of 2: no causal mask reaches it
-
-    References:
-        The gradient as a test of what a network sees: Luo et al. 2016, "Understanding the Effective Receptive Field".
-    """
-    x = as_floating("x", x)
-    T = x.shape[axis]
-    output, pull = jax.vjp(function, x)
-    if T < 2 or output.ndim < abs(axis) or output.shape[axis] != T:
+def check_mask_shape(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:
+    """Check that a mask of one shape broadcasts to scores of another."""
+    if not broadcasts(shape, scores):
         raise ValueError(
-            f"x has shape {x.shape} and the output {output.shape}: on axis {axis} both must have the same number of "
-            "tokens, two or more; write axis=-2 for (..., T, d)"
-        )
-    # Random directions, so that no two parts of an output cancel out.
-    direction = jax.random.normal(jax.random.key(0), output.shape).astype(output.dtype)
-    of_one = jnp.eye(T, dtype=output.dtype).reshape(
-        T, *(T if i == axis % output.ndim else 1 for i in range(output.ndim))
-    )
-    (gradients,) = jax.vmap(lambda chosen: pull(chosen * direction))(of_one)
-    # (T outputs, ..., T inputs, ...) -> (T outputs, T inputs)
-    largest = jnp.abs(jnp.moveaxis(gradients, axis % x.ndim + 1, 1)).reshape(T, T, -1).max(-1)
-    later = jnp.triu(jnp.where(jnp.isnan(largest), jnp.inf, largest), k=1)
-    t, s = divmod(int(later.argmax()), T)
-    if later[t, s] > 0:
-        raise AssertionError(
-            f"output {t} depends on the later input {s}, with a gradient of {float(largest[t, s]):.2g}: "
-            "no causal mask reaches it"
+            f"mask has shape {shape}, which does not broadcast to the scores {scores}, whose last two axes are queries "
+            "and keys: write mask[:, None] to put a heads axis into a mask (batch, T, S), and mask[:, None, None, :] "
+            "for a padding mask (batch, S)"
         )
 
 
-def _offset_of_heads(offset: int | Array) -> int | Array:
-    return offset if isinstance(offset, int) else jnp.asarray(offset)[..., None] if jnp.ndim(offset) else offset
+def _with_heads_axis(offset: int | Array) -> int | Array:
+    return offset if jnp.ndim(offset) == 0 else jnp.asarray(offset)[..., None]
 
 
-def _spread_offset(offset: int | Array) -> Array:
-    return _whole_numbers("offset", offset)[..., None, None]
+def _expanded_offset(offset: int | Array) -> Array:
+    return as_integers("offset", offset)[..., None, None]
 
 
-def _compare(keys: Array, queries: Array, offset: Any) -> Array:
-    """How far each key stands behind (< 0) or ahead of each query."""
+def _one_per_token(name: str, ids: Any, tokens: int) -> Array:
+    ids = as_integers(name, ids)
+    if ids.ndim == 0 or ids.shape[-1] != tokens:
+        raise ValueError(
+            f"{name} has shape {ids.shape}, but its last axis must hold one integer for each of {tokens} tokens"
+        )
+    return ids
+
+
+def _distance(keys: Array, queries: Array, offset: Any) -> Array:
+    """How far each key stands after (> 0) or before its query."""
     distance, offset = _same_rank(keys - queries, jnp.asarray(offset))
     return distance - offset
 
 
-def _lowest(blocks: Any) -> Array:
-    """The lowest number of each block, of an array cut into `(..., rows, bq, columns, bk)`."""
+def _block_min(blocks: Any) -> Array:
+    """The smallest number in each block, of an array cut into `(..., rows, bq, columns, bk)`."""
     return blocks.min((-3, -1))
 
 
-def _highest(blocks: Any) -> Array:
+def _block_max(blocks: Any) -> Array:
     return blocks.max((-3, -1))
-
-
-def _whole_numbers(name: str, numbers: Any, tokens: int | None = None) -> Array:
-    numbers = jnp.asarray(numbers)
-    if not jnp.issubdtype(numbers.dtype, jnp.integer):
-        raise TypeError(f"{name} has dtype {numbers.dtype}, but must be whole numbers: write {name}.astype(jnp.int32)")
-    if tokens is not None and (numbers.ndim == 0 or numbers.shape[-1] != tokens):
-        raise ValueError(
-            f"{name} has shape {numbers.shape}, but its last axis must hold one number for each of {tokens}"
-        )
-    return numbers
 
 
 def _same_rank(first: Array, second: Array) -> tuple[Array, Array]:

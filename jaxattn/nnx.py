@@ -1,7 +1,7 @@
-"""The same layers for NNX: `AttentionLayer` and the stages as NNX modules, thin over the same functions.
+"""Multi-head attention as an NNX module, on the same functions as `AttentionLayer`.
 
-Imported on demand, `from jaxattn import nnx as attention_nnx`, say. Parameters have the names and shapes that the Linen
-modules give them, so weights move between the two as they are. The stages of the book come over by Flax's own bridge:
+Import it where you need it: `from jaxattn import nnx`. Parameters have the names and shapes of the Linen modules, so
+weights move between the two as they are. The stages of the book become NNX modules by Flax's bridge:
 
     flax.nnx.bridge.ToNNX(jaxattn.CausalAttention(features=2), rngs=nnx.Rngs(0)).lazy_init(x)
 """
@@ -13,43 +13,36 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.attention import Implementation, check_call, run_call
-from jaxattn.checks import as_tokens, check_rate
-from jaxattn.masks import Causal, Mask, both
+from jaxattn.attention import dot_product_attention
+from jaxattn.checks import as_tokens, check_kv_heads, check_rate, features_per_head
+from jaxattn.kernels.call import Implementation
+from jaxattn.masks import Causal, Mask, combine
 from jaxattn.rotary import rotate
-from jaxattn.stages import features_per_head, key_heads
 
 
 class MultiHeadAttention(nnx.Module):
-    """Multi-head attention in NNX: causal by default, with an output projection, as `jaxattn.MultiHeadAttention`.
+    """Multi-head attention: causal by default, with an output projection, as `jaxattn.MultiHeadAttention`.
 
     Args:
-        num_heads: how many query heads; must divide `features`.
-        in_features: width of the vectors that come in.
-        features: width in total, of all heads together and of the output.
-        dropout_rate: share of the weights that are dropped in training, in [0, 1).
-        use_bias: whether the projections to query, key and value add a bias; the output projection always does.
-        num_kv_heads: how many key and value heads, a divisor of `num_heads`; None is as many.
-        mask: who may see whom in every call; None is everyone.
-        rotary_base: turns queries and keys by their positions, with this base; None does not.
-        implementation: how `dot_product_attention` computes it; None chooses the fastest.
+        num_heads: number of query heads; must divide `features`.
+        in_features: width of the input vectors.
+        features: width of all heads together and of the output.
+        dropout_rate: share of the weights that are dropped, in [0, 1).
+        use_bias: whether the query, key and value projections add a bias; the output projection always does.
+        num_kv_heads: number of KV heads, a divisor of `num_heads`; None is as many.
+        mask: the mask of every call; None masks nothing.
+        rotary_base: rotates queries and keys by their positions, with this base; None does not.
+        implementation: the kernel of `dot_product_attention`; None chooses.
         dtype: the type to compute in; None is that of the parameters and vectors.
         param_dtype: the type of the parameters.
         rngs: keys for the parameters, and its `dropout` stream for dropout.
 
     Args of the call:
         x: token vectors `(..., T, in_features)`.
-        deterministic: True leaves dropout off; None is what `module.train()` or `module.eval()` said last, at first on.
-        mask: what this call hides besides.
-        positions: position of each token `(..., T)` for the rotary turn; None counts from 0.
-        rngs: keys for dropout in place of those given at first.
-
-    Returns:
-        Output vectors `(..., T, features)`.
-
-    Raises:
-        TypeError: `x` is not floating point, or the mask is not boolean.
-        ValueError: sizes do not divide, the rate lies outside [0, 1), or dropout is on and has no key.
+        deterministic: True turns dropout off; None follows the last `module.train()` or `module.eval()`, at first on.
+        mask: combined with the module's mask.
+        positions: position of each token `(..., T)` for the rotation; None counts from 0.
+        rngs: keys for dropout, in place of those given to the constructor.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,7 +74,7 @@ class MultiHeadAttention(nnx.Module):
     ) -> None:
         self.num_heads, self.features = num_heads, features
         self.dropout_rate = check_rate(dropout_rate)
-        self.num_kv_heads = key_heads(num_heads, num_kv_heads)
+        self.num_kv_heads = check_kv_heads(num_heads, num_kv_heads)
         self.mask, self.rotary_base, self.implementation = mask, rotary_base, implementation
         self.deterministic = False
         width = features_per_head(num_heads, features)
@@ -104,7 +97,7 @@ class MultiHeadAttention(nnx.Module):
         """Attend."""
         x = as_tokens("x", x)
         if positions is not None and self.rotary_base is None:
-            raise ValueError("positions turns nothing without rotary_base: write MultiHeadAttention(rotary_base=1e4)")
+            raise ValueError("positions are used by rotary_base alone: write MultiHeadAttention(rotary_base=1e4)")
         width = self.features // self.num_heads
         # (..., T, features) -> (..., T, H, D)
         query, key, value = (
@@ -114,9 +107,15 @@ class MultiHeadAttention(nnx.Module):
             positions = jnp.arange(x.shape[-2]) if positions is None else positions
             query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
         dropout_key = self._dropout_key(deterministic, rngs)
-        rate = 0.0 if dropout_key is None else self.dropout_rate
-        call = check_call(query, key, value, both(self.mask, mask), dropout_rate=rate, dropout_key=dropout_key)
-        context = run_call(call, implementation=self.implementation)
+        context = dot_product_attention(
+            query,
+            key,
+            value,
+            combine(self.mask, mask),
+            dropout_rate=0.0 if dropout_key is None else self.dropout_rate,
+            dropout_key=dropout_key,
+            implementation=self.implementation,
+        )
         # (..., T, H, D) -> (..., T, features)
         return self.out(context.reshape(*x.shape[:-1], self.features))
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.functional import wide_type
+from jaxattn.checks import wide_type
 
 
 def rotate(

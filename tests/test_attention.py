@@ -150,7 +150,7 @@ Q, K, V = heads(0)
         (lambda: dot_product_attention(Q, K, V.astype(jnp.float16)), TypeError, "value float16.*astype"),
         (lambda: dot_product_attention(Q[0], K, V), ValueError, r"\(5, 6, 4\).*same batch"),
         (lambda: dot_product_attention(Q, K[:, :, :2], V[:, :, :2]), None, ""),
-        (lambda: dot_product_attention(Q[:, :, :5], K, V), ValueError, "5 query heads cannot share 3 key heads"),
+        (lambda: dot_product_attention(Q[:, :, :5], K, V), ValueError, "5 query heads cannot share 3 KV heads"),
         (lambda: dot_product_attention(Q, K[:, :6], V), ValueError, "key and value must agree"),
         (lambda: dot_product_attention(Q, K[..., :3], V), ValueError, "width D"),
         (lambda: dot_product_attention(Q, K, V, jnp.ones((2, 5, 7), bool)), ValueError, "mask has shape.*None"),

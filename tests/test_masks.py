@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxattn import masks
+from jaxattn import assert_causal, masks
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(-3, 6), st.integers(1, 4))
@@ -66,19 +66,19 @@ def mixes(weights):
 @pytest.mark.parametrize("axis", [-2, 0])
 def test_assert_causal_names_the_output_and_the_later_input(axis):
     x = jax.random.normal(jax.random.key(0), (4, 3) if axis == 0 else (2, 4, 3))
-    masks.assert_causal(mixes(np.tril(np.ones((4, 4)))), x, axis=axis)
+    assert_causal(mixes(np.tril(np.ones((4, 4)))), x, axis=axis)
     leaky = np.tril(np.ones((4, 4)))
     leaky[1, 3] = 1e-6
     with pytest.raises(AssertionError, match="output 1 depends on the later input 3"):
-        masks.assert_causal(mixes(leaky), x, axis=axis)
+        assert_causal(mixes(leaky), x, axis=axis)
     with pytest.raises(AssertionError, match="nan"):
-        masks.assert_causal(lambda x: jnp.sqrt(x - x) * x, x, axis=axis)
+        assert_causal(lambda x: jnp.sqrt(x - x) * x, x, axis=axis)
 
 
 def test_assert_causal_sees_what_cancels_in_a_sum():
     x = jax.random.normal(jax.random.key(0), (4, 2))
     with pytest.raises(AssertionError, match="output 0"):
-        masks.assert_causal(lambda x: x.at[0].add(jnp.array([1.0, -1.0]) * x[3, 0]), x)
+        assert_causal(lambda x: x.at[0].add(jnp.array([1.0, -1.0]) * x[3, 0]), x)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_assert_causal_sees_what_cancels_in_a_sum():
 )
 def test_assert_causal_names_bad_input(function, x, error, words):
     with pytest.raises(error, match=words):
-        masks.assert_causal(function, x)
+        assert_causal(function, x)
 
 
 @given(
@@ -113,17 +113,17 @@ def test_a_block_in_which_anything_is_visible_is_never_called_empty(rows, column
         )
         return array.reshape(*array.shape[:-2], *down, *across)
 
-    spread = jax.tree.map(cut, mask.spread(T, S))
+    spread = jax.tree.map(cut, mask.expanded(T, S))
     queries, keys = jnp.arange(T).reshape(rows, bq, 1, 1), jnp.arange(S).reshape(1, 1, columns, bk)
-    said = np.broadcast_to(spread.sees_blocks(queries, keys), visible.shape)
+    said = np.broadcast_to(spread.block_mask(queries, keys), visible.shape)
     assert (said | ~visible).all()
 
 
 def test_blocks_that_cannot_be_visible_are_called_empty():
     queries, keys = jnp.arange(8).reshape(4, 2, 1, 1), jnp.arange(8).reshape(1, 1, 4, 2)
-    causal = masks.Causal().spread(8, 8)
+    causal = masks.Causal().expanded(8, 8)
     causal = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), causal)
-    np.testing.assert_array_equal(causal.sees_blocks(queries, keys), np.tril(np.ones((4, 4), bool)))
-    window = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), masks.SlidingWindow(2).spread(8, 8))
+    np.testing.assert_array_equal(causal.block_mask(queries, keys), np.tril(np.ones((4, 4), bool)))
+    window = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), masks.SlidingWindow(2).expanded(8, 8))
     expected = np.tril(np.ones((4, 4), bool)) & ~np.tril(np.ones((4, 4), bool), -2)
-    np.testing.assert_array_equal(window.sees_blocks(queries, keys), expected)
+    np.testing.assert_array_equal(window.block_mask(queries, keys), expected)

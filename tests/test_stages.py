@@ -149,16 +149,35 @@ def test_vectors_of_length_ten_thousand_give_no_nan(name):
     chex.assert_tree_all_finite(output)
 
 
+STEPS = {
+    "simple": {"scores", "weights", "context"},
+    "trainable": {"queries", "keys", "values", "scores", "weights", "context"},
+    "causal": {"queries", "keys", "values", "scores", "weights", "kept_weights", "context"},
+    "stacked": {"heads_0", "heads_1", "heads_2"},
+    "parallel": {"queries", "keys", "values", "scores", "weights", "kept_weights", "context"},
+}
+
+
 @each_stage
-def test_weights_are_sown_only_for_whoever_asks(name):
+def test_steps_are_sown_where_intermediates_are_collected(name):
     module, x = STAGES[name], tokens()
     variables = module.init(jax.random.key(0), x)
     assert "intermediates" not in variables
-    output, state = module.apply(variables, x, mutable=["intermediates"])
-    same, weights = module.apply(variables, x, return_weights=True)
-    sown = jax.tree.leaves(state["intermediates"])
+    output, state = module.apply(variables, x, False, jax.random.key(1), mutable=["intermediates"])
+    same, weights = module.apply(variables, x, False, jax.random.key(1), return_weights=True)
+    sown = state["intermediates"]
+    assert set(sown) == STEPS[name]
+    assert not set(sown) & {"query", "key", "value", "out"}  # names of submodules
+    heads = [sown[f"heads_{i}"] for i in range(3)] if name == "stacked" else [sown]
     parallel(output, same)
-    parallel(np.squeeze(np.stack(sown)), weights)
+    parallel(np.squeeze([head["weights"][0] for head in heads]), weights)
+    joined = np.concatenate([head["context"][0].reshape(7, -1) for head in heads], axis=-1)
+    if name == "parallel":
+        joined = nn.Dense(6).apply({"params": variables["params"]["out"]}, joined)
+    parallel(joined, output)
+    for head in heads if name in CAUSAL else []:
+        kept = head["kept_weights"][0]
+        assert 0 < (kept == 0).sum() - (head["weights"][0] == 0).sum() < kept.size
 
 
 @given(name=st.sampled_from(sorted(CAUSAL)), T=st.integers(2, 9), t=st.integers(0, 8), seed=st.integers(0, 2**31 - 1))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.checks import check_rate
-from jaxattn.functional import dropout, wide_type
+from jaxattn.checks import check_rate, wide_type
+from jaxattn.functional import dropout
 from jaxattn.layer import AttentionLayer
 from jaxattn.masks import Segments
 from jaxattn.ring import Ring
@@ -93,7 +93,9 @@ class Block(nn.Module):
         )
         normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="attention_norm")(x)
         mask = None if documents is None else Segments(documents)
-        attended = attention(normalized, dropout_key is None, attention_key, mask=mask, decode=decode, lengths=lengths)
+        attended: Any = attention(
+            normalized, dropout_key is None, attention_key, mask=mask, decode=decode, lengths=lengths
+        )
         x = x + _drop(attended, config.dropout_rate, branch_keys[0])
         normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="feed_forward_norm")(x)
         hidden = nn.Dense(4 * config.features, dtype=self.dtype, name="expand")(normalized)

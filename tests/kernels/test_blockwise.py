@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attend, gradients
 
-from jaxattn import dot_product_attention, dropout, explain_implementation, masks
-from jaxattn.fast import blocks
+from jaxattn import assert_causal, dot_product_attention, dropout, explain_implementation, masks
+from jaxattn.kernels import blocks
 
 blockwise = functools.partial(dot_product_attention, implementation="blockwise")
 dense = functools.partial(dot_product_attention, implementation="dense")
@@ -23,7 +23,7 @@ def small_blocks():
     """Blocks of 32 tokens, so that small arrays have many."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SIDE", 32)
-        patch.setattr(blocks, "CELLS_CPU", 2048)
+        patch.setattr(blocks, "SCORES_CPU", 2048)
         jax.clear_caches()
         yield
     jax.clear_caches()
@@ -141,9 +141,9 @@ def test_dropped_cells_are_those_of_the_dense_one_at_every_block_size(monkeypatc
 def test_no_output_depends_on_a_later_input():
     (x,) = draw(0, (70, 2, 4))
     for mask in (masks.Causal(), masks.SlidingWindow(20), masks.Causal() & masks.Segments(jnp.arange(70) // 30)):
-        masks.assert_causal(lambda x, mask=mask: blockwise(x, x, x, mask), x, axis=0)
+        assert_causal(lambda x, mask=mask: blockwise(x, x, x, mask), x, axis=0)
     with pytest.raises(AssertionError, match="depends on the later input"):
-        masks.assert_causal(lambda x: blockwise(x, x, x), x, axis=0)
+        assert_causal(lambda x: blockwise(x, x, x), x, axis=0)
 
 
 def test_a_scale_that_is_an_array_has_a_gradient():
@@ -271,10 +271,10 @@ def test_checkpointing_gives_the_same_gradients():
     chex.assert_trees_all_close(jax.grad(jax.checkpoint(loss))(x), jax.grad(loss)(x))
 
 
-def test_returned_weights_come_from_the_dense_one():
+def test_weights_are_refused_by_the_kernel_that_does_not_store_them():
     (x,) = draw(0, (40, 1, 2))
-    context, weights = blockwise(x, x, x, return_weights=True)
-    chex.assert_trees_all_close(context, blockwise(x, x, x), atol=1e-6)
+    with pytest.raises(ValueError, match="implementation='blockwise' does not store the weights"):
+        blockwise(x, x, x, return_weights=True)
+    _, weights = dot_product_attention(x, x, x, return_weights=True)
     assert weights.shape == (1, 40, 40)
-    said = explain_implementation(x, x, x, return_weights=True, implementation="blockwise")
-    assert said.startswith("dense runs: it alone returns the weights")
+    assert explain_implementation(x, x, x, return_weights=True).startswith("dense runs: it alone returns the weights")

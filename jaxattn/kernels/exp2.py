@@ -8,7 +8,7 @@ from jaxtyping import Float
 _COEFFICIENTS = (1.535336188e-4, 1.339887440e-3, 9.618437357e-3, 5.550332471e-2, 2.402264791e-1, 6.931472028e-1, 1.0)
 
 
-def power_of_two(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def exp2(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return 2 ** x, exactly 0 below -126 and at -inf; for x up to 127.
 
     On a CPU, XLA computes `exp2` twice as fast as `exp`, but again in every loop that reads it; this one is cheap
@@ -16,10 +16,10 @@ def power_of_two(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """
     if x.dtype != jnp.float32:
         return jnp.exp2(x)
-    return lax.platform_dependent(x, cpu=_power_of_two, default=jnp.exp2)
+    return lax.platform_dependent(x, cpu=_exp2_polynomial, default=jnp.exp2)
 
 
-def _power_of_two(x: Array) -> Array:
+def _exp2_polynomial(x: Array) -> Array:
     bounded = jnp.maximum(x, jnp.float32(-126))
     whole = jnp.round(bounded)
     fraction, power = bounded - whole, jnp.float32(_COEFFICIENTS[0])

@@ -31,7 +31,7 @@ def on_eight_devices(program):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
 
 
-def test_examples_and_heads_are_spread_without_gathering():
+def test_examples_and_heads_stay_sharded_without_gathering():
     finished = on_eight_devices("""
         arrays = draw(8, 130, 4, 8), draw(8, 130, 2, 8), draw(8, 130, 2, 8), draw(8, 130, 4, 8)
         bias = draw(130, 130)

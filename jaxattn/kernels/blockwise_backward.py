@@ -1,0 +1,165 @@
+"""The backward pass of blockwise attention: for each key block, a loop over the query blocks that attend to it.
+
+The forward pass keeps the context O and the logsumexp of each query's scores; each block's weights are recomputed from
+them. With P the weights, P' the weights after dropout and dO the gradient of the context (Dao et al. 2022,
+"FlashAttention", appendix B.2):
+
+    dV = P'ᵀ dO    dP = dropout(dO Vᵀ)    delta = rowsum(dO ∘ O)    dS = P ∘ (dP − delta)    dQ = dS K    dK = dSᵀ Q
+
+Scores are transposed throughout, keys × queries. Then every product contracts the last axis of its first factor with
+the second last of its second, which is fastest.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxattn.kernels.blocks import Blocks, Heads, Index, Plan, choose_blocks, padded_length, plan_blocks
+from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
+from jaxattn.kernels.dense import matmul_precision
+from jaxattn.kernels.exp2 import exp2
+from jaxattn.kernels.tiles import (
+    Entries,
+    add,
+    full,
+    key_columns,
+    key_rows,
+    pad_tokens,
+    positions,
+    query_columns,
+    query_rows,
+)
+
+
+class _Operands(NamedTuple):
+    """Arrays padded to whole blocks."""
+
+    queries: Array  # (B, H, D, T), times the scale, so that scores are the same as in the forward pass
+    query: Array  # (B, T, H, D)
+    key: Array  # (B, S, K, D)
+    keys: Array  # (B, K, D, S)
+    value: Array  # (B, S, K, D_v)
+    gradients: Array  # (B, H, D_v, T)
+    gradient: Array  # (B, T, H, D_v)
+    lse: Array  # (B, H, 1, T)
+    delta: Array  # (B, H, 1, T)
+    entries: Entries
+    plan: Plan
+
+
+def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+    """Return the gradients, from the results of the forward pass and the gradient of the context."""
+    T, S, _, _ = call.sizes
+    blocks = choose_blocks(call, outer=S, inner=T, width=call.band.width)
+    operands = _pad(call, blocks, context, lse, gradient)
+    zeros = _zeros(call, operands)
+    with matmul_precision(call):
+        body = functools.partial(_add_key_block, call, blocks, operands)
+        queries, key, value, bias = lax.fori_loop(0, blocks.turns, body, zeros)
+    query = jnp.moveaxis(queries, -1, -3)[..., :T, :, :]  # (B, T, H, D)
+    scale = jnp.asarray(call.scale, call.wide)
+    return Gradients(
+        (query * scale).astype(call.query.dtype),
+        (key[..., :S, :, :] * scale).astype(call.key.dtype),
+        value[..., :S, :, :].astype(call.value.dtype),
+        None if bias is None or call.bias is None else _unpad_bias(bias, call),
+    )
+
+
+def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: Array, gradient: Array) -> _Operands:
+    """Pad all arrays to whole blocks, and lay those that are read by columns out for that."""
+    length, keys = padded_length(call, blocks, outer_is_query=False), blocks.outer_count * blocks.outer
+    query = pad_tokens(call.query.astype(call.wide), length, axis=-3)
+    delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
+    gradient = pad_tokens(gradient.astype(call.wide), length, axis=-3)
+    key = pad_tokens(call.key.astype(call.wide), keys, axis=-3)
+    # Padded queries have no weights, whatever their bias.
+    lse = jnp.pad(lse, [(0, 0)] * (lse.ndim - 1) + [(0, length - lse.shape[-1])], constant_values=jnp.inf)
+    return _Operands(
+        queries=jnp.moveaxis(query, -3, -1) * jnp.asarray(call.scale * LOG2_E, call.wide),
+        query=query,
+        key=key,
+        keys=jnp.moveaxis(key, -3, -1),
+        value=pad_tokens(call.value.astype(call.wide), keys, axis=-3),
+        gradients=jnp.moveaxis(gradient, -3, -1),
+        gradient=gradient,
+        lse=lse[..., None, :],
+        delta=pad_tokens(delta, length, axis=-1)[..., None, :],
+        entries=Entries.of(call, length, keys),
+        plan=plan_blocks(call, blocks, outer_is_query=False),
+    )
+
+
+def _zeros(call: AttentionCall, operands: _Operands) -> Any:
+    """Return the gradients to add to: of the queries `(B, H, D, T)`, key, value and bias `(B, K, G, T, S)`."""
+    arrays = [operands.queries, operands.key, operands.value]
+    zeros = [full((*call.batch, *array.shape[-3:]), 0, operands.query) for array in arrays]
+    bias = operands.entries.bias
+    if bias is None:
+        return *zeros, None
+    # A bias that all examples share adds up, except over axes of `vmap`, which adds them up itself.
+    mapped = call.mapped_axes
+    return *zeros, full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias)
+
+
+def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, turn: Index, gradients: Any) -> Any:
+    """Add what one key block contributes to the gradients."""
+    heads, column = blocks.place(turn)
+    first_key, bk, bq = column * blocks.outer, blocks.outer, blocks.inner
+    key, value = (key_rows(array, heads, first_key, bk) for array in (operands.key, operands.value))
+    keys = key_columns(operands.keys, heads, first_key, bk)  # (B, K, 1, D, bk)
+    count, first_query_of = operands.plan.blocks_of(heads, column)
+
+    def add_query_block(inner_turn: Index, state: Any) -> Any:
+        of_key, of_value, of_queries, of_bias = state
+        first_query = first_query_of(inner_turn)
+        tile = functools.partial(query_columns, heads=heads, first=first_query, columns=bq)
+        row_tile = functools.partial(query_rows, heads=heads, first=first_query, rows=bq)
+        entries = operands.entries.tile(heads, (first_query, first_key), (bq, bk)).transposed()
+        scores = jnp.matmul(key, tile(operands.queries))  # (B, K, G, bk, bq)
+        scores = entries.masked(scores, positions(first_query, bq)[None, :], positions(first_key, bk)[:, None])
+        # No weight exceeds 1, except by rounding where scores are huge.
+        weights = exp2(jnp.minimum(scores - tile(operands.lse), 0))
+        of_value += jnp.matmul(entries.dropped(weights, call.dropout_rate), row_tile(operands.gradient))
+        of_weights = entries.dropped(jnp.matmul(value, tile(operands.gradients)), call.dropout_rate)
+        of_scores = weights * (of_weights - tile(operands.delta))  # dSᵀ, (B, K, G, bk, bq)
+        of_key += jnp.matmul(of_scores, row_tile(operands.query))
+        of_queries = _add_queries(of_queries, jnp.matmul(keys, of_scores), heads, first_query)
+        of_bias = _add_bias(of_bias, of_scores.swapaxes(-2, -1), heads, (first_query, first_key))
+        return of_key, of_value, of_queries, of_bias
+
+    of_queries, of_key, of_value, of_bias = gradients
+    zeros = [full((*blocks.heads, bk, array.shape[-1]), 0, operands.query) for array in (key, value)]
+    *tiles, of_queries, of_bias = lax.fori_loop(0, count, add_query_block, (*zeros, of_queries, of_bias))
+    of_key, of_value = (_add_keys(*pair, heads, first_key) for pair in zip((of_key, of_value), tiles, strict=True))
+    return of_queries, of_key, of_value, of_bias
+
+
+def _add_queries(total: Array, tile: Array, heads: Heads, first_query: Index) -> Array:
+    """Add (B, K, G, D, bq) to (B, H, D, T)."""
+    *batch, _, _ = heads.start
+    tile = tile.reshape(*tile.shape[:-4], -1, *tile.shape[-2:])
+    return add(total, tile, (*batch, heads.first_query_head, 0, first_query))
+
+
+def _add_keys(total: Array, tile: Array, heads: Heads, first_key: Index) -> Array:
+    """Add (B, K, G, bk, D) to (B, S, K, D): the gradients of a group's query heads add up."""
+    *batch, k, _ = heads.start
+    return add(total, tile.sum(-3).swapaxes(-3, -2), (*batch, first_key, k, 0))
+
+
+def _add_bias(total: Array | None, tile: Array, heads: Heads, first: tuple[Index, Index]) -> Array | None:
+    """Add (B, K, G, bq, bk) to the gradient of the bias, summed over the axes in which the bias has 1."""
+    if total is None:
+        return None
+    axes = tuple(axis for axis, n in enumerate(total.shape) if n == 1)
+    return add(total, tile.sum(axes, keepdims=True).astype(total.dtype), (*heads.start, *first))
+
+
+def _unpad_bias(gradient: Array, call: AttentionCall) -> Array:
+    """(B, K, G, T, S), padded -> (B, H, T, S)."""
+    assert call.bias is not None
+    H, T, S = call.bias.shape[-3:]
+    return gradient[..., :T, :S].reshape(*gradient.shape[:-4], H, T, S)

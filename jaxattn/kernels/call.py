@@ -1,0 +1,181 @@
+"""One call of attention, checked: what every kernel takes."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_key, check_rank, check_rate, wide_type
+from jaxattn.masks import Band, Mask, as_mask, check_mask_shape
+from jaxattn.random_bits import draw_bits
+
+Implementation = Literal["dense", "blockwise", "cudnn"]
+LOG2_E = 1.4426950408889634
+
+_ARRAYS = ["query", "key", "value", "mask", "bias", "row_bits", "column_bits"]
+_STATIC = ["scale", "dropout_rate", "precision", "band", "return_weights", "implementation", "mapped_axes"]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=_STATIC)
+@dataclasses.dataclass(frozen=True)
+class AttentionCall:
+    """The arguments of one call. B stands for any number of batch axes; an axis of 1 stands for all its entries."""
+
+    query: Array  # (B, T, H, D)
+    key: Array  # (B, S, K, D)
+    value: Array  # (B, S, K, D_v)
+    mask: Mask | None = None  # expanded: every array in it is (B, H, T, S)
+    bias: Array | None = None  # (B, H, T, S)
+    row_bits: Array | None = None  # (B, H, T, 1), dropout's
+    column_bits: Array | None = None  # (1, 1, 1, S)
+
+    scale: float = 1.0
+    dropout_rate: float = 0.0
+    precision: lax.Precision | None = None  # of the matrix products; None is JAX's default
+    band: Band = Band()  # noqa: RUF009 (a tuple); bounds on the distance between a query and its keys
+    return_weights: bool = False
+    implementation: Implementation | None = None  # the kernel that the caller asks for
+    mapped_axes: int = 0  # how many of the first batch axes `vmap` added; gradients keep these
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch axes, after broadcasting."""
+        return jnp.broadcast_shapes(*(leaf.shape[:-3] for leaf in jax.tree.leaves(self)))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """T queries, S keys, H query heads, K KV heads."""
+        return self.query.shape[-3], self.key.shape[-3], self.query.shape[-2], self.key.shape[-2]
+
+    @property
+    def num_scores(self) -> int:
+        """How many scores there are in all heads and examples."""
+        T, S, H, _ = self.sizes
+        return math.prod((*self.batch, H, T, S))
+
+    @property
+    def wide(self) -> Any:
+        """The type to compute in."""
+        return wide_type(self.query.dtype, self.key.dtype, self.value.dtype)
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `dot_product_attention`, for type checkers."""
+
+    scale: float | Array | None
+    bias: Array | None
+    dropout_rate: float
+    dropout_key: Array | None
+    implementation: Implementation | None
+
+
+class Gradients(NamedTuple):
+    """The gradients of a call's arrays, each with the shape of its array, and with all mapped axes."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None
+
+
+def checked_call(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    *,
+    scale: Any = None,
+    bias: Any = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    return_weights: bool = False,
+    implementation: Implementation | None = None,
+    dropout_shared: bool = False,
+    precision: Any = None,
+) -> AttentionCall:
+    """Check the arguments of `dot_product_attention`, and two that Flax's layers have besides.
+
+    `dropout_shared` drops the same entries in every head and example; `precision` is that of the matrix products.
+    """
+    query, key, value = as_floating("query", query), as_floating("key", key), as_floating("value", value)
+    _check_shapes(query, key, value)
+    check_equal_dtypes(query=query, key=key, value=value)
+    rate = check_rate(dropout_rate)
+    (*batch, T, H, D), S = query.shape, key.shape[-3]
+    scores, wide = (*batch, H, T, S), wide_type(query.dtype)
+    query, scale = _split_scale(query, D**-0.5 if scale is None else scale, wide)
+    bits: tuple[Any, Any] = (None, None)
+    if rate > 0:
+        bits = draw_bits(check_key("dropout_key", dropout_key), (T, S) if dropout_shared else scores)
+    band = Band()
+    if mask is not None:
+        mask = as_mask(mask).with_heads()
+        check_mask_shape(jax.eval_shape(lambda: mask.array(T, S)).shape, scores)
+        mask, band = mask.expanded(T, S), mask.band()
+    lift = functools.partial(_lifted, rank=len(scores))
+    return AttentionCall(
+        query=query,
+        key=key,
+        value=value,
+        mask=jax.tree.map(lift, mask),
+        bias=None if bias is None else lift(_checked_bias(bias, scores).astype(wide)),
+        row_bits=jax.tree.map(lift, bits[0]),
+        column_bits=jax.tree.map(lift, bits[1]),
+        scale=scale,
+        dropout_rate=rate,
+        precision=None if precision is None else lax.Precision(precision),
+        band=band,
+        return_weights=return_weights,
+        implementation=implementation,
+    )
+
+
+def _check_shapes(query: Array, key: Array, value: Array) -> None:
+    check_rank("query", query, 3, "T, H, D")
+    check_rank("key", key, 3, "S, K, D")
+    check_rank("value", value, 3, "S, K, D")
+    shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
+        raise ValueError(f"{shapes} differ in the axes before the last three: give all the same batch, or use jax.vmap")
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(f"{shapes}: key and value must agree in tokens and heads, because each key has one value")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"{shapes}: query and key must agree in the last axis, the width D over which they are multiplied"
+        )
+    if query.shape[-2] % max(key.shape[-2], 1):
+        raise ValueError(
+            f"{shapes}: {query.shape[-2]} query heads cannot share {key.shape[-2]} KV heads evenly: the layout is "
+            "(..., tokens, heads, width), and the number of KV heads must divide the number of query heads; "
+            "if tokens and heads are swapped, write jnp.swapaxes(query, -3, -2)"
+        )
+
+
+def _split_scale(query: Array, scale: Any, wide: Any) -> tuple[Array, float]:
+    """Return the query and a scale known at compile time; an array, which may be traced, goes into the query."""
+    if jnp.ndim(scale):
+        raise ValueError(
+            f"scale has shape {jnp.shape(scale)}, but is one number for all heads: write query * scale, shaped "
+            "(H, 1) for one number a head, and scale=1.0"
+        )
+    if isinstance(scale, int | float):
+        return query, float(scale)
+    return query.astype(wide) * jnp.asarray(scale, wide), 1.0
+
+
+def _checked_bias(bias: Any, scores: tuple[int, ...]) -> Array:
+    bias = as_floating("bias", bias)
+    if not broadcasts(bias.shape, scores):
+        raise ValueError(
+            f"bias has shape {bias.shape}, which does not broadcast to the scores (..., H, T, S) = {scores}"
+        )
+    return bias
+
+
+def _lifted(array: Array, rank: int) -> Array:
+    """Add axes of 1 in front."""
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)

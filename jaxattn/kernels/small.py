@@ -1,0 +1,76 @@
+"""The dense kernel for calls with few scores in the whole batch: with the residuals of the other kernels.
+
+Where the scores of all examples and heads stay in a CPU's caches, blocks only add overhead.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxattn.kernels import dense
+from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
+from jaxattn.kernels.exp2 import exp2
+from jaxattn.random_bits import drop
+
+FEW_SCORES = 2**17  # measured on CPUs by scripts/benchmark.py
+
+
+def unsupported(call: AttentionCall) -> str | None:
+    """Return why this kernel should not compute the call, or None."""
+    if call.num_scores > FEW_SCORES:
+        return f"is for up to {FEW_SCORES} scores in all, not {call.num_scores}"
+    return None
+
+
+def forward(call: AttentionCall) -> tuple[Array, Array]:
+    """Return the context `(B, T, H, D_v)` and the base-2 logsumexp of each query's scores `(B, H, T)`."""
+    steps = dense.attend(call)
+    lse = jax.nn.logsumexp(dense.masked_logits(call, steps.scores), axis=-1) * jnp.asarray(LOG2_E, call.wide)
+    return steps.context, jnp.where(jnp.isneginf(lse), jnp.inf, lse)
+
+
+def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+    """Return the gradients, by the formulas at the top of `blockwise_backward.py`."""
+    _, _, H, K = call.sizes
+    scale, query, gradient = (
+        jnp.asarray(call.scale, call.wide),
+        call.query.astype(call.wide),
+        gradient.astype(call.wide),
+    )
+    # One key and value for each query head, (B, S, H, D).
+    key, value = (jnp.repeat(array.astype(call.wide), H // K, axis=-2) for array in (call.key, call.value))
+    with dense.matmul_precision(call):
+        logits = dense.masked_logits(call, jnp.einsum("...thd,...shd->...hts", query, key))
+        # No weight exceeds 1, except by rounding where scores are huge.
+        weights = exp2(jnp.minimum(logits * jnp.asarray(LOG2_E, call.wide) - lse[..., None], 0))
+        of_value = jnp.einsum("...hts,...thd->...shd", _dropped(call, weights), gradient)
+        of_weights = _dropped(call, jnp.einsum("...thd,...shd->...hts", gradient, value))
+        delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient)[..., None]
+        of_logits = weights * (of_weights - delta)  # dS, (B, H, T, S)
+        of_query = jnp.einsum("...hts,...shd->...thd", of_logits, key) * scale
+        of_key = jnp.einsum("...hts,...thd->...shd", of_logits, query) * scale
+    of_bias = None if call.bias is None else _summed_as_bias(call, of_logits).astype(call.bias.dtype)
+    # The gradients of a group's query heads add up: (B, S, H, D) -> (B, S, K, D).
+    of_key, of_value = (
+        array.reshape(*array.shape[:-2], K, H // K, array.shape[-1]).sum(-2) for array in (of_key, of_value)
+    )
+    return Gradients(
+        jnp.broadcast_to(of_query, (*call.batch, *call.query.shape[-3:])).astype(call.query.dtype),
+        jnp.broadcast_to(of_key, (*call.batch, *call.key.shape[-3:])).astype(call.key.dtype),
+        jnp.broadcast_to(of_value, (*call.batch, *call.value.shape[-3:])).astype(call.value.dtype),
+        of_bias,
+    )
+
+
+def _dropped(call: AttentionCall, weights: Array) -> Array:
+    if call.row_bits is None or call.column_bits is None:
+        return weights
+    return drop(weights, call.dropout_rate, call.row_bits, call.column_bits)
+
+
+def _summed_as_bias(call: AttentionCall, of_logits: Array) -> Array:
+    """Sum over the axes in which the bias has 1, except those that `vmap` added."""
+    assert call.bias is not None
+    of_logits = jnp.broadcast_to(of_logits, (*call.batch, *of_logits.shape[-3:]))
+    axes = [axis for axis, n in enumerate(call.bias.shape) if n == 1 and axis >= call.mapped_axes]
+    return of_logits.sum(axes, keepdims=True)

@@ -1,0 +1,145 @@
+"""What JAX's transformations do to a call of a kernel that has a forward and a backward function of its own.
+
+    attend(call)
+      └ auto_axes           on a mesh with explicit axes: the compiler shards what is inside
+        └ jit               compiled once for each shape
+          └ custom_vjp      forward keeps the call, its context and its logsumexp; backward returns the gradients
+            └ custom_vmap   around forward and around backward: a mapped axis becomes one more batch axis
+              └ choose      now the whole batch is known: the first of KERNELS that supports it
+                └ kernel.forward(call), kernel.backward(call, context, lse, gradient)
+
+Nothing inside is specific to one kernel, and all kernels keep the same residuals.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType, auto_axes
+
+from jaxattn.kernels import blockwise, small
+from jaxattn.kernels.call import AttentionCall, Gradients
+
+KERNELS = {"small": small, "blockwise": blockwise}  # in order of preference
+
+
+def attend(call: AttentionCall) -> Array:
+    """Return the context `(B, T, H, D_v)`; it has first derivatives, in reverse mode.
+
+    Raises:
+        TypeError: a derivative in forward mode, or a second one, is taken.
+    """
+    sharding = jax.typeof(call.query).sharding
+    run: Callable = _compiled
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        run = auto_axes(run, out_sharding=sharding)
+    try:
+        return run(vary_alike(call))
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "this kernel has derivatives in reverse mode (jax.grad, jax.vjp) only, and this asks for forward "
+            "mode: write dot_product_attention(..., implementation='dense')"
+        ) from error
+
+
+def forward(call: AttentionCall) -> tuple[Array, Array]:
+    """Return the context and the base-2 logsumexp of the first kernel that supports the call."""
+    return choose(call).forward(call)
+
+
+def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+    """Return the gradients, from the first kernel that supports the call."""
+    return choose(call).backward(call, context, lse, gradient)
+
+
+def choose(call: AttentionCall) -> ModuleType:
+    """Return the kernel that the call asks for, or the first that supports it."""
+    if call.implementation is not None:
+        return KERNELS[call.implementation]
+    return next(kernel for kernel in KERNELS.values() if kernel.unsupported(call) is None)
+
+
+@jax.jit
+def _compiled(call: AttentionCall) -> Array:
+    return _differentiable(call)
+
+
+@jax.custom_vjp
+def _differentiable(call: AttentionCall) -> Array:
+    return map_as_batch(forward, call)[0]
+
+
+def _forward(call: AttentionCall) -> tuple[Array, Any]:
+    query, key, value = _first_derivative_only(call.query, call.key, call.value)
+    call = dataclasses.replace(call, query=query, key=key, value=value)
+    context, lse = map_as_batch(forward, call)
+    return context, (call, context, lse)
+
+
+def _backward(residuals: Any, gradient: Array) -> tuple[AttentionCall]:
+    call, context, lse = residuals
+    query, key, value, context, lse, gradient = _first_derivative_only(
+        call.query, call.key, call.value, context, lse, gradient
+    )
+    call = dataclasses.replace(call, query=query, key=key, value=value)
+    gradients = map_as_batch(backward, call, context, lse, gradient)
+    empty: Any = dict.fromkeys(("mask", "row_bits", "column_bits"))
+    return (dataclasses.replace(call, **gradients._asdict(), **empty),)
+
+
+_differentiable.defvjp(_forward, _backward)
+
+
+@jax.custom_jvp
+def _first_derivative_only(*arrays: Array) -> tuple[Array, ...]:
+    return arrays
+
+
+@_first_derivative_only.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "this kernel has first derivatives only, and this asks for second ones: "
+        "write dot_product_attention(..., implementation='dense')"
+    )
+
+
+def map_as_batch(function: Callable, call: AttentionCall, *arrays: Array) -> Any:
+    """Call `function(call, *arrays)`; under `vmap`, the mapped axis becomes the first batch axis of all arrays.
+
+    Arrays that are not mapped get an axis of 1 there, and are not copied.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def mapped(call: AttentionCall, *arrays: Array) -> Any:
+        return function(call, *arrays)
+
+    @mapped.def_vmap
+    def _(size: int, are_mapped: Any, *arguments: Any) -> Any:
+        call, *arrays = jax.tree.map(
+            lambda array, is_mapped: array if is_mapped else array[None], arguments, tuple(are_mapped)
+        )
+        call = dataclasses.replace(call, mapped_axes=call.mapped_axes + 1)
+        if call.batch[0] < size:  # the gradient alone is mapped
+            call = dataclasses.replace(call, query=jnp.broadcast_to(call.query, (size, *call.query.shape[1:])))
+        results = map_as_batch(function, call, *arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return mapped(call, *arrays)
+
+
+def vary_alike(call: AttentionCall) -> AttentionCall:
+    """Inside `jax.shard_map`, let all arrays vary over the mesh axes over which any of them does.
+
+    What an array varies over has no stable name in JAX, but a `where` over varying arrays varies over all their axes.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return call
+    firsts = jnp.stack([leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(call)])
+    condition = jnp.isnan(firsts).all()
+    return jax.tree.map(lambda leaf: jnp.where(condition, leaf, leaf), call)
