@@ -85,7 +85,7 @@ def choose_blocks(call: AttentionCall, outer: int, inner: int, width: int | None
     shape = (*call.batch, K, H // K)
     on_cpu = jax.default_backend() == "cpu"
     limit = SCORES_CPU if on_cpu else SCORES_ACCELERATOR
-    if on_cpu and _on_one_device():
+    if on_cpu and on_one_device():
         side = SIDE if width is None else min((SIDE, SIDE // 2), key=lambda side: -(-(width - 1 + side) // SIDE))
         block_outer, block_inner = _equal_parts(outer, side), _equal_parts(inner, SIDE)
         # Blocks of short sequences measured faster at half of the limit.
@@ -99,7 +99,7 @@ def choose_blocks(call: AttentionCall, outer: int, inner: int, width: int | None
     return Blocks(heads, counts, block_outer, -(-outer // block_outer), block_inner, -(-inner // block_inner))
 
 
-def _on_one_device() -> bool:
+def on_one_device() -> bool:
     """Return whether no compiler shards this program: there is one device, or `shard_map` has all mesh axes."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.device_count() == 1 or (bool(mesh.axis_names) and set(mesh.manual_axes) == set(mesh.axis_names))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxattn.kernels.blocks import Blocks, Heads, Index, Plan, choose_blocks, padded_length, plan_blocks
+from jaxattn.kernels.blocks import Blocks, Heads, Index, Plan, choose_blocks, on_one_device, padded_length, plan_blocks
 from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
 from jaxattn.kernels.dense import matmul_precision
 from jaxattn.kernels.exp2 import exp2
@@ -147,7 +147,14 @@ def _add_queries(total: Array, tile: Array, heads: Heads, first_query: Index) ->
 def _add_keys(total: Array, tile: Array, heads: Heads, first_key: Index) -> Array:
     """Add (B, K, G, bk, D) to (B, S, K, D): the gradients of a group's query heads add up."""
     *batch, k, _ = heads.start
-    return add(total, tile.sum(-3).swapaxes(-3, -2), (*batch, first_key, k, 0))
+    if on_one_device():
+        return add(total, tile.sum(-3).swapaxes(-3, -2), (*batch, first_key, k, 0))
+    # Where devices share the heads of a group, a product with ones is reduced; a sum would be gathered over KV heads.
+    *_, nk, ng = heads.size
+    ones = jnp.repeat(jnp.eye(nk, dtype=tile.dtype), ng, axis=0)
+    tile = tile.reshape(*tile.shape[:-4], nk * ng, *tile.shape[-2:])
+    tile = jnp.einsum("...hsd,hk->...skd", tile, ones, precision=lax.Precision.HIGHEST)
+    return add(total, tile, (*batch, first_key, k, 0))
 
 
 def _add_bias(total: Array | None, tile: Array, heads: Heads, first: tuple[Index, Index]) -> Array | None:
