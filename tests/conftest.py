@@ -1,4 +1,4 @@
-"""Strictness for every test: no type is widened and no axis is added unless the code says so."""
+"""Settings for all tests: compile quickly, share compiled programs, refuse implicit type and rank promotion."""
 
 import atexit
 import json
@@ -11,16 +11,25 @@ import jax
 import pytest
 from hypothesis import Phase, settings
 
-# Most of the time goes into compiling; read when the first array is made.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Compiling takes most of the time, so tests compile without optimizations. To test what users run, set
+# XLA_FLAGS=--xla_backend_optimization_level=3. XLA reads the flags when the first array is made.
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in flags:
+    flags += " --xla_backend_optimization_level=0"
+    if jax.__version_info__ < (0, 11):  # gone since; saves half of the compile time of small programs
+        flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = flags
 
-# The same small programs are compiled again and again, in this process and in those that it starts.
+# One cache of compiled programs for all workers and all processes that tests start. The variables are for these, the
+# updates for this process, whose jax is imported already. Set JAX_COMPILATION_CACHE_DIR to keep the cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="jaxattn-tests-")
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory = tempfile.mkdtemp(prefix="jaxattn-tests-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-# Every new shape compiles anew, so an example can take a second, and looking for a smaller one minutes.
+# Every new shape is compiled, so one example can take a second, and shrinking a failing one minutes.
 phases = (Phase.explicit, Phase.generate)
 settings.register_profile("jax", deadline=None, max_examples=12, derandomize=True, phases=phases)
 settings.load_profile("jax")
@@ -34,7 +43,7 @@ def book():
 
 @pytest.fixture(autouse=True)
 def strictness(request):
-    """Refuse implicit promotion everywhere but where optax and other people's layers rely on it."""
+    """Refuse implicit promotion, except where optax and other libraries' layers rely on it."""
     if {request.path.parent.name, request.path.stem} & {
         "training",
         "benchmark",
