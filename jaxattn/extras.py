@@ -1,14 +1,13 @@
-"""Packages that only some parts need: imported where they are used, and asked for by name where they are missing."""
+"""Packages that only some parts need: imported where they are used, with an error that names the extra to install."""
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 
-def require(module: str, extra: str) -> Any:
-    """Import a module of an optional package, or raise an ImportError that names the extra to install.
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module of an optional package, or raise an ImportError that names the extra.
 
     Example:
-        >>> from jaxattn.extras import require
         >>> require("json", extra="train").dumps({})
         '{}'
     """

@@ -1,8 +1,10 @@
-"""What importing costs, what it pulls in, and whether the annotations tell the truth."""
+"""The package as users get it: what importing costs, annotations, extras, and the README."""
 
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import jax
@@ -35,7 +37,7 @@ def test_importing_pulls_in_little_beyond_flax():
     """)
     assert finished.returncode == 0, finished.stderr
     core = {"jaxattn", "jax", "flax", "numpy", "jaxtyping", "wadler_lindig"}
-    core |= {"typeguard"}  # jaxtyping looks whether it is there
+    core |= {"typeguard"}  # jaxtyping imports it where it is installed
     assert set(finished.stdout.split()) - set(sys.stdlib_module_names) <= core
 
 
@@ -103,13 +105,31 @@ def test_a_missing_extra_is_named():
         require("no_such_package.module", extra="train")
 
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_errors_name_extras_that_exist():
+    named = {
+        extra for file in (ROOT / "jaxattn").rglob("*.py") for extra in re.findall(r'extra="(\w+)"', file.read_text())
+    }
+    assert "train" in named <= set(EXTRAS)
+
+
+def test_the_readme_names_each_extra_once():
+    sentence = README.partition("Extras: ")[2].partition(".\n")[0]
+    assert sorted(re.findall(r"`(\w+)`", sentence)) == sorted(EXTRAS)
+
+
+def test_the_readme_has_at_most_120_lines():
+    assert len(README.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("program", [part.partition("```")[0] for part in README.split("```python\n")[1:]])
-def test_the_readmes_examples_print_what_they_say(program):
-    said = [line.partition("# ")[2] for line in program.splitlines() if line.startswith("print")]
+def test_the_readmes_examples_print_what_their_comments_say(program):
+    comments = [line.partition("# ")[2] for line in program.splitlines() if line.startswith("print")]
     finished = python(program)
-    came = finished.stdout.splitlines()
-    assert len(came) == len(said) > 0, finished.stderr
-    assert all(sentence.startswith(line) for sentence, line in zip(said, came, strict=True))
+    printed = finished.stdout.splitlines()
+    assert len(printed) == len(comments) > 0, finished.stderr
+    assert all(comment.startswith(line) for comment, line in zip(comments, printed, strict=True))
