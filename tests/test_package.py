@@ -1,5 +1,6 @@
 """The package as users get it: what importing costs, annotations, extras, and the README."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -20,6 +21,11 @@ from jaxattn import (
     SimpleSelfAttention,
 )
 from jaxattn.extras import require
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / ".github").glob("*.md")), *sorted((ROOT / "jaxattn").rglob("*.md"))]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def python(program):
@@ -100,14 +106,40 @@ def test_the_shapes_in_the_annotations_hold_at_run_time():
     assert finished.stdout.strip() == "checked", finished.stderr[-3000:]
 
 
+def public_functions():
+    """All public functions and methods of the package, and `__call__`, each with its file."""
+    for file in sorted((ROOT / "jaxattn").rglob("*.py")):
+        module = ast.parse(file.read_text())
+        classes = [node for node in module.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        for node in (node for owner in (module, *classes) for node in owner.body):
+            if isinstance(node, ast.FunctionDef) and (node.name == "__call__" or not node.name.startswith("_")):
+                yield file, node
+
+
+def test_no_public_function_returns_any():
+    returning_any = [
+        f"{file.relative_to(ROOT)}:{function.lineno} {function.name}"
+        for file, function in public_functions()
+        if function.returns is not None and re.match(r"(typing\.)?Any\b", ast.unparse(function.returns))
+    ]
+    assert not returning_any
+
+
+def test_no_private_part_of_jax_is_used():
+    forbidden = re.compile(r"custom[_]partitioning|jax[.]_src")  # does not find itself
+    files = [
+        file
+        for directory in ("jaxattn", "scripts", "tests")
+        for file in (ROOT / directory).rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    ]
+    assert len(files) > 50
+    assert not [str(file) for file in files if forbidden.search(file.read_text(errors="replace"))]
+
+
 def test_a_missing_extra_is_named():
     with pytest.raises(ImportError, match=r"no_such_package is not installed.*jaxattn\[train\]"):
         require("no_such_package.module", extra="train")
-
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def test_errors_name_extras_that_exist():
@@ -124,6 +156,12 @@ def test_the_readme_names_each_extra_once():
 
 def test_the_readme_has_at_most_120_lines():
     assert len(README.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_that_exist(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
 
 
 @pytest.mark.parametrize("program", [part.partition("```")[0] for part in README.split("```python\n")[1:]])
