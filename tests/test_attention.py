@@ -5,25 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import draw, draw_heads, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 from oracle import attend
 
 from jaxattn import dot_product_attention, masks
-
-
-def draw(seed, *shapes, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-
-
-def heads(seed, batch=(2,), T=5, S=7, H=6, K=3, D=4, D_v=8, dtype=jnp.float32):
-    return draw(seed, (*batch, T, H, D), (*batch, S, K, D), (*batch, S, K, D_v), dtype=dtype)
-
-
-def relative_error(came, expected):
-    return np.abs(np.asarray(came, np.float64) - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-30)
 
 
 @given(
@@ -37,7 +25,7 @@ def relative_error(came, expected):
     seed=st.integers(0, 2**31 - 1),
 )
 def test_equals_float64_written_out(batch, T, S, K, group, mask, biased, seed):
-    query, key, value = heads(seed, batch, T, S, K * group, K)
+    query, key, value = draw_heads(seed, batch, T, S, K * group, K)
     mask = {
         "none": None,
         "causal": masks.Causal(S - T),
@@ -45,11 +33,11 @@ def test_equals_float64_written_out(batch, T, S, K, group, mask, biased, seed):
         "array": jnp.asarray(np.random.default_rng(seed).random((T, S)) < 0.5),
         "per head": jnp.asarray(np.random.default_rng(seed).random((*batch, K * group, T, S)) < 0.5),
     }[mask]
-    visible = mask.array(T, S) if isinstance(mask, masks.Mask) else mask
+    mask_array = mask.array(T, S) if isinstance(mask, masks.Mask) else mask
     bias = draw(seed + 1, (K * group, T, S))[0] if biased else None
     attention = jax.jit(functools.partial(dot_product_attention, return_weights=True))
     context, weights = attention(query, key, value, mask, bias=bias)
-    expected_context, expected_weights = attend(query, key, value, visible, bias=bias)
+    expected_context, expected_weights = attend(query, key, value, mask_array, bias=bias)
     chex.assert_shape(context, (*batch, T, K * group, 8))
     assert relative_error(context, expected_context) < 4e-6
     assert relative_error(weights, expected_weights) < 4e-6
@@ -59,22 +47,22 @@ def test_equals_float64_written_out(batch, T, S, K, group, mask, biased, seed):
     "mask", [masks.Lengths(jnp.array([2, 4])), masks.Segments(jnp.array([[0, 0, 1, 1, 1], [0, 1, 1, 2, 2]]))]
 )
 def test_a_batched_mask_holds_for_every_head_of_its_example(mask):
-    query, key, value = heads(0, T=5, S=5)
+    query, key, value = draw_heads(0, T=5, S=5)
     context = dot_product_attention(query, key, value, mask & masks.Causal())
-    visible = np.asarray((mask & masks.Causal()).array(5, 5))[:, None]
-    assert relative_error(context, attend(query, key, value, visible)[0]) < 4e-6
+    mask_array = np.asarray((mask & masks.Causal()).array(5, 5))[:, None]
+    assert relative_error(context, attend(query, key, value, mask_array)[0]) < 4e-6
     each = jax.vmap(lambda q, k, v, m: dot_product_attention(q, k, v, m & masks.Causal()))(query, key, value, mask)
     chex.assert_trees_all_close(context, each, atol=1e-6)
 
 
 def test_agrees_with_jax_nn_where_both_are_defined():
-    query, key, value = heads(0, D_v=4, T=7)
+    query, key, value = draw_heads(0, D_v=4, T=7)
     expected = jax.nn.dot_product_attention(query, key, value, is_causal=True)
     chex.assert_trees_all_close(dot_product_attention(query, key, value, masks.Causal()), expected, atol=1e-6)
 
 
 def test_the_weights_returned_are_those_before_dropout_and_the_context_those_after():
-    query, key, value = heads(0)
+    query, key, value = draw_heads(0)
     options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(5)}
     plain, weights = dot_product_attention(query, key, value, return_weights=True)
     dropped, same = dot_product_attention(query, key, value, return_weights=True, **options)
@@ -92,7 +80,7 @@ def test_the_weights_returned_are_those_before_dropout_and_the_context_those_aft
 
 
 def test_the_causal_mask_stays_with_dropout_and_with_returned_weights():
-    query, key, value = heads(0, T=7)
+    query, key, value = draw_heads(0, T=7)
     for rate in (0.0, 0.5):
         for return_weights in (False, True):
             run = lambda key, value, rate=rate, r=return_weights: dot_product_attention(  # noqa: E731
@@ -108,7 +96,7 @@ def test_the_causal_mask_stays_with_dropout_and_with_returned_weights():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_the_type_that_goes_in_comes_out_and_sums_are_wide(dtype):
     with jax.enable_x64(True):
-        query, key, value = heads(0, dtype=dtype)
+        query, key, value = draw_heads(0, dtype=dtype)
         context = dot_product_attention(query, key, value)
         expected = attend(query, key, value)[0]
         assert context.dtype == dtype
@@ -116,8 +104,8 @@ def test_the_type_that_goes_in_comes_out_and_sums_are_wide(dtype):
         assert relative_error(context, expected) < 2 * float(jnp.finfo(dtype).eps)
 
 
-def test_a_query_that_sees_nothing_gets_zero_with_finite_gradients():
-    query, key, value = heads(0)
+def test_a_query_that_may_attend_to_nothing_gets_zero_with_finite_gradients():
+    query, key, value = draw_heads(0)
     mask = jnp.ones((5, 7), bool).at[2].set(False)
     run = lambda query, key, value: dot_product_attention(query, key, value, mask)  # noqa: E731
     assert (run(query, key, value)[:, 2] == 0).all()
@@ -128,7 +116,7 @@ def test_a_query_that_sees_nothing_gets_zero_with_finite_gradients():
 
 def test_gradients_match_finite_differences():
     with jax.enable_x64(True):
-        query, key, value = heads(0, T=3, S=4, D_v=2, dtype=jnp.float64)
+        query, key, value = draw_heads(0, T=3, S=4, D_v=2, dtype=jnp.float64)
         (bias,) = draw(1, (6, 3, 4), dtype=jnp.float64)
 
         @jax.jit
@@ -140,7 +128,7 @@ def test_gradients_match_finite_differences():
         check_grads(run, (query, key, value, bias), order=2, rtol=1e-6)
 
 
-Q, K, V = heads(0)
+Q, K, V = draw_heads(0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxattn import assert_causal, masks
+from jaxattn import masks
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(-3, 6), st.integers(1, 4))
@@ -56,43 +56,6 @@ def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
 def test_bad_input_is_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
-
-
-def mixes(weights):
-    """A layer that averages tokens with these weights (T, T)."""
-    return lambda x: jnp.einsum("ts,...sd->...td", jnp.asarray(weights, x.dtype), x)
-
-
-@pytest.mark.parametrize("axis", [-2, 0])
-def test_assert_causal_names_the_output_and_the_later_input(axis):
-    x = jax.random.normal(jax.random.key(0), (4, 3) if axis == 0 else (2, 4, 3))
-    assert_causal(mixes(np.tril(np.ones((4, 4)))), x, axis=axis)
-    leaky = np.tril(np.ones((4, 4)))
-    leaky[1, 3] = 1e-6
-    with pytest.raises(AssertionError, match="output 1 depends on the later input 3"):
-        assert_causal(mixes(leaky), x, axis=axis)
-    with pytest.raises(AssertionError, match="nan"):
-        assert_causal(lambda x: jnp.sqrt(x - x) * x, x, axis=axis)
-
-
-def test_assert_causal_sees_what_cancels_in_a_sum():
-    x = jax.random.normal(jax.random.key(0), (4, 2))
-    with pytest.raises(AssertionError, match="output 0"):
-        assert_causal(lambda x: x.at[0].add(jnp.array([1.0, -1.0]) * x[3, 0]), x)
-
-
-@pytest.mark.parametrize(
-    ("function", "x", "error", "words"),
-    [
-        (lambda x: x, jnp.ones((3, 2), int), TypeError, "x has dtype int32"),
-        (lambda x: x[:2], jnp.ones((3, 2)), ValueError, r"the output \(2, 2\)"),
-        (lambda x: x.sum(), jnp.ones((3, 2)), ValueError, r"the output \(\)"),
-        (lambda x: x, jnp.ones((1, 2)), ValueError, "two or more"),
-    ],
-)
-def test_assert_causal_names_bad_input(function, x, error, words):
-    with pytest.raises(error, match=words):
-        assert_causal(function, x)
 
 
 @given(

@@ -1,0 +1,50 @@
+"""Random arrays and masks, and the kernels that all tests of kernels run against."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxattn import dot_product_attention, masks
+
+# "small" is what is chosen for few scores; the tests of kernels allow it at any size.
+KERNELS = {
+    "dense": functools.partial(dot_product_attention, implementation="dense"),
+    "blockwise": functools.partial(dot_product_attention, implementation="blockwise"),
+    "small": dot_product_attention,
+}
+MASKS = ("none", "causal", "offsets", "window", "sinks", "segments", "scattered", "lengths", "array", "per head")
+
+
+def draw(seed, *shapes, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def draw_heads(seed, batch=(2,), T=5, S=7, H=6, K=3, D=4, D_v=8, dtype=jnp.float32):
+    """Return query, key and value."""
+    return draw(seed, (*batch, T, H, D), (*batch, S, K, D), (*batch, S, K, D_v), dtype=dtype)
+
+
+def draw_mask(kind, batch, T, S, H, seed):
+    rng = np.random.default_rng(seed)
+    ids = jnp.asarray(np.sort(rng.integers(0, 4, (*batch, T)), -1))
+    key_ids = jnp.asarray(np.sort(rng.integers(0, 4, (*batch, S)), -1))
+    lengths = jnp.asarray(rng.integers(0, S + 1, batch))
+    return {
+        "none": None,
+        "causal": masks.Causal(S - T),
+        "offsets": masks.Causal(jnp.asarray(rng.integers(-3, S + 1, batch))),
+        "window": masks.SlidingWindow(int(rng.integers(1, 40)), S - T),
+        "sinks": masks.Causal(S - T) & (masks.SlidingWindow(9, S - T) | masks.Lengths(jnp.asarray(3))),
+        "segments": masks.Segments(ids, key_ids) & masks.Causal(S - T),
+        "scattered": masks.Segments(ids[..., ::-1], key_ids) | masks.SlidingWindow(2),
+        "lengths": masks.Lengths(lengths),
+        "array": jnp.asarray(rng.random((T, S)) < 0.1),
+        "per head": jnp.asarray(rng.random((*batch, H, T, S)) < 0.5),
+    }[kind]
+
+
+def relative_error(came, expected):
+    """Return the largest difference, relative to the largest number expected."""
+    return np.abs(np.asarray(came, np.float64) - expected).max(initial=0) / max(np.abs(expected).max(initial=0), 1e-30)
