@@ -13,8 +13,10 @@ the second last of its second, which is fastest.
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from jaxattn.kernels.blocks import Blocks, Heads, Index, Plan, choose_blocks, on_one_device, padded_length, plan_blocks
 from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
@@ -147,13 +149,16 @@ def _add_queries(total: Array, tile: Array, heads: Heads, first_query: Index) ->
 def _add_keys(total: Array, tile: Array, heads: Heads, first_key: Index) -> Array:
     """Add (B, K, G, bk, D) to (B, S, K, D): the gradients of a group's query heads add up."""
     *batch, k, _ = heads.start
-    if on_one_device():
+    *_, nk, ng = heads.size
+    if ng == 1 or on_one_device():
         return add(total, tile.sum(-3).swapaxes(-3, -2), (*batch, first_key, k, 0))
     # Where devices share the heads of a group, a product with ones is reduced; a sum would be gathered over KV heads.
-    *_, nk, ng = heads.size
     ones = jnp.repeat(jnp.eye(nk, dtype=tile.dtype), ng, axis=0)
     tile = tile.reshape(*tile.shape[:-4], nk * ng, *tile.shape[-2:])
     tile = jnp.einsum("...hsd,hk->...skd", tile, ones, precision=lax.Precision.HIGHEST)
+    if jax.sharding.get_abstract_mesh().axis_names:
+        free = PartitionSpec.UNCONSTRAINED
+        tile = lax.with_sharding_constraint(tile, PartitionSpec(*(free,) * (tile.ndim - 2), None, free))
     return add(total, tile, (*batch, first_key, k, 0))
 
 
