@@ -1,16 +1,14 @@
-"""How attention is cut into blocks: how large they are, which of them hold unmasked entries, and where each begins.
+"""How attention is cut into blocks: how large they are, and where each begins.
 
 The outer loop runs over blocks of examples and heads and, in the forward pass, query blocks; its inner loop runs over
 the key blocks that a query block attends to. The backward pass has key blocks outside and query blocks inside.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxattn.kernels.call import AttentionCall
@@ -57,22 +55,6 @@ class Blocks(NamedTuple):
         *number, outer = _unravel(turn, (*self.head_counts, self.outer_count))
         start = tuple(block * size for block, size in zip(number, self.heads, strict=True))
         return Heads(start, self.heads, tuple(number), self.heads[-1] * self.head_counts[-1]), outer
-
-
-class Plan(NamedTuple):
-    """Which inner blocks each outer block computes; in its arrays, an axis of 1 stands for all entries of that axis."""
-
-    start: Array  # (outer,): the first token of inner block 0
-    number: Array  # (B, K, G, outer): how many inner blocks hold unmasked entries
-    order: Array  # (B, K, G, outer, inner): their numbers first, in order
-    inner: int  # the size of an inner block
-
-    def blocks_of(self, heads: Heads, outer: Index) -> tuple[Array, Callable[[Index], Array]]:
-        """Return how many inner blocks an outer block has, and a function that gives the first token of each."""
-        start = take(self.start, (outer,), (1,)).reshape(())
-        count = take(self.number, (*heads.number, outer), (1,) * self.number.ndim).reshape(())
-        order = take(self.order, (*heads.number, outer, 0), (*(1,) * self.number.ndim, self.order.shape[-1])).ravel()
-        return count, lambda turn: start + self.inner * order[turn]
 
 
 def choose_blocks(call: AttentionCall, outer: int, inner: int, width: int | None) -> Blocks:
@@ -128,69 +110,6 @@ def _unravel(index: Index, shape: tuple[int, ...]) -> list[Index]:
         places.append(index % size if size > 1 else 0)
         index = index // size if size > 1 else index
     return places[::-1]
-
-
-def plan_blocks(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Plan:
-    """Find the inner blocks in which any entry is unmasked. All others are skipped.
-
-    What is skipped depends on the mask, but the grid of an outer block does not: so neither does the order of its sums.
-    """
-    start = _grid_starts(call, blocks, outer_is_query)
-    numbers = jnp.arange(blocks.inner_count)
-    if call.mask is None:
-        shape = (1,) * len(blocks.heads) + (blocks.outer_count,)
-        order = jnp.broadcast_to(numbers, (*shape, numbers.size))
-        return Plan(jnp.asarray(start), jnp.full(shape, blocks.inner_count), order, blocks.inner)
-    grain = blocks.inner // 4
-    grains = _unmasked_grains(call, blocks, outer_is_query)  # (B, K, G, outer, grains)
-    # Inner block j of outer block i covers four grains from start[i] + 4 j on.
-    places = start[:, None, None] // grain + np.arange(blocks.inner_count * 4).reshape(-1, 4)  # (outer, inner, 4)
-    rows = np.arange(blocks.outer_count)[:, None, None]
-    unmasked = grains.at[..., rows, places].get(mode="fill", fill_value=False).any(-1)  # (B, K, G, outer, inner)
-    order = jnp.argsort(~unmasked, axis=-1, stable=True)
-    return Plan(jnp.asarray(start), unmasked.sum(-1), order, blocks.inner)
-
-
-def padded_length(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> int:
-    """Return the length that the inner tokens are padded to, so that no grid ends beyond it."""
-    start, length = _grid_starts(call, blocks, outer_is_query), call.sizes[1 if outer_is_query else 0]
-    ends = start + np.maximum(0, -(-(length - start) // blocks.inner)) * blocks.inner
-    return max(blocks.inner_count * blocks.inner, int(ends[start < length].max(initial=0)))
-
-
-def _grid_starts(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> np.ndarray:
-    """Return where the grid of inner blocks begins for each outer block: where its band begins, or at token 0."""
-    first = (call.band if outer_is_query else call.band.transposed).first
-    if first is None:
-        return np.zeros(blocks.outer_count, int)
-    grain = blocks.inner // 4
-    return np.maximum((np.arange(blocks.outer_count) * blocks.outer + first) // grain * grain, 0)
-
-
-def _unmasked_grains(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Array:
-    """Return which quarters of inner blocks `(B, K, G, outer, grains)` hold unmasked entries; 1 where all are alike."""
-    T, S, H, K = call.sizes
-    outer, inner = (blocks.outer_count, blocks.outer), (blocks.inner_count * 4, blocks.inner // 4)
-    (rows, bq), (columns, bk) = (outer, inner) if outer_is_query else (inner, outer)
-    queries, keys = jnp.arange(rows * bq).reshape(rows, bq, 1, 1), jnp.arange(columns * bk).reshape(1, 1, columns, bk)
-
-    def cut(array: Array) -> Array:
-        array = pad_entries(array, rows * bq, columns * bk)
-        down, across = (1, 1) if array.shape[-2] == 1 else (rows, bq), (1, 1) if array.shape[-1] == 1 else (columns, bk)
-        return array.reshape(*array.shape[:-2], *down, *across)
-
-    assert call.mask is not None
-    unmasked = jax.tree.map(cut, call.mask).block_mask(queries, keys)
-    # Blocks of padding alone are masked.
-    real = (jnp.arange(rows) * bq < T)[:, None] & (jnp.arange(columns) * bk < S)[None, :]
-    unmasked = unmasked & real.reshape((1,) * (unmasked.ndim - 2) + real.shape)
-    unmasked = unmasked if outer_is_query else jnp.swapaxes(unmasked, -2, -1)
-    unmasked = split_heads(unmasked, H, K)
-    for axis, block in enumerate(blocks.heads):
-        if unmasked.shape[axis] > 1:
-            parts = (*unmasked.shape[:axis], -1, block, *unmasked.shape[axis + 1 :])
-            unmasked = unmasked.reshape(parts).any(axis + 1)
-    return unmasked
 
 
 def split_heads(array: Array, H: int, K: int) -> Array:

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxattn.kernels.blocks import Blocks, Heads, Index, Plan, choose_blocks, padded_length, plan_blocks
+from jaxattn.kernels.blocks import Blocks, Heads, Index, choose_blocks
 from jaxattn.kernels.blockwise_backward import backward
 from jaxattn.kernels.call import LOG2_E, AttentionCall
 from jaxattn.kernels.dense import matmul_precision
 from jaxattn.kernels.exp2 import exp2
+from jaxattn.kernels.plan import Plan, padded_length, plan_blocks
 from jaxattn.kernels.tiles import (
     Entries,
     full,

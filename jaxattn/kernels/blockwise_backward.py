@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from jaxattn.kernels.blocks import Blocks, Heads, Index, Plan, choose_blocks, on_one_device, padded_length, plan_blocks
+from jaxattn.kernels.blocks import Blocks, Heads, Index, choose_blocks, on_one_device
 from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
 from jaxattn.kernels.dense import matmul_precision
 from jaxattn.kernels.exp2 import exp2
+from jaxattn.kernels.plan import Plan, padded_length, plan_blocks
 from jaxattn.kernels.tiles import (
     Entries,
     add,

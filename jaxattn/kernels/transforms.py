@@ -33,6 +33,8 @@ def attend(call: AttentionCall) -> Array:
     Raises:
         TypeError: a derivative in forward mode, or a second one, is taken.
     """
+    if 0 in (*call.query.shape, *call.value.shape):
+        return jnp.zeros((*call.query.shape[:-1], call.value.shape[-1]), call.value.dtype)
     sharding = jax.typeof(call.query).sharding
     run: Callable = _compiled
     if AxisType.Explicit in sharding.mesh.axis_types:

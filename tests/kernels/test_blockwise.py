@@ -8,7 +8,7 @@ import pytest
 from cases import KERNELS, draw
 
 from jaxattn import dot_product_attention, explain_implementation, masks
-from jaxattn.kernels import blocks
+from jaxattn.kernels import blocks, plan
 from jaxattn.kernels.call import checked_call
 
 blockwise, dense = KERNELS["blockwise"], KERNELS["dense"]
@@ -66,9 +66,9 @@ def test_masked_blocks_are_skipped_inside_the_range_of_keys_too(mask, most):
     call = checked_call(heads, heads, heads, mask)
     for outer_is_query in (True, False):
         chosen = blocks.choose_blocks(call, 5120, 5120, None)
-        plan = blocks.plan_blocks(call, chosen, outer_is_query)
+        planned = plan.plan_blocks(call, chosen, outer_is_query)
         assert chosen.outer_count == chosen.inner_count == 10
-        assert int(plan.number.sum()) <= most
+        assert int(planned.number.sum()) <= most
 
 
 @pytest.mark.parametrize(

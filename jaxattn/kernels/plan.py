@@ -1,0 +1,98 @@
+"""Which blocks are skipped: those in which the mask leaves no entry.
+
+For each outer block, the inner blocks are tested one by one, so masked blocks are skipped inside the range of a window
+with sinks or of packed documents too. The test is exact for positions (`Causal`, `SlidingWindow`, `Lengths`) and
+boolean arrays. For `Segments` it compares the ranges of ids, which is exact where ids are sorted. `&` and `|` combine
+the answers of their parts, so a block may be computed although every entry is masked by one part or the other. A block
+is skipped only if it is masked in all examples and heads that are computed at once.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxattn.kernels.blocks import Blocks, Heads, Index, pad_entries, split_heads, take
+from jaxattn.kernels.call import AttentionCall
+
+
+class Plan(NamedTuple):
+    """Which inner blocks each outer block computes; in its arrays, an axis of 1 stands for all entries of that axis."""
+
+    start: Array  # (outer,): the first token of inner block 0
+    number: Array  # (B, K, G, outer): how many inner blocks hold unmasked entries
+    order: Array  # (B, K, G, outer, inner): their numbers first, in order
+    inner: int  # the size of an inner block
+
+    def blocks_of(self, heads: Heads, outer: Index) -> tuple[Array, Callable[[Index], Array]]:
+        """Return how many inner blocks an outer block has, and a function that gives the first token of each."""
+        start = take(self.start, (outer,), (1,)).reshape(())
+        count = take(self.number, (*heads.number, outer), (1,) * self.number.ndim).reshape(())
+        order = take(self.order, (*heads.number, outer, 0), (*(1,) * self.number.ndim, self.order.shape[-1])).ravel()
+        return count, lambda turn: start + self.inner * order[turn]
+
+
+def plan_blocks(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Plan:
+    """Find the inner blocks in which any entry is unmasked. All others are skipped.
+
+    What is skipped depends on the mask, but the grid of an outer block does not: so neither does the order of its sums.
+    """
+    start = _grid_starts(call, blocks, outer_is_query)
+    numbers = jnp.arange(blocks.inner_count)
+    if call.mask is None:
+        shape = (1,) * len(blocks.heads) + (blocks.outer_count,)
+        order = jnp.broadcast_to(numbers, (*shape, numbers.size))
+        return Plan(jnp.asarray(start), jnp.full(shape, blocks.inner_count), order, blocks.inner)
+    grain = blocks.inner // 4
+    grains = _unmasked_grains(call, blocks, outer_is_query)  # (B, K, G, outer, grains)
+    # Inner block j of outer block i covers four grains from start[i] + 4 j on.
+    places = start[:, None, None] // grain + np.arange(blocks.inner_count * 4).reshape(-1, 4)  # (outer, inner, 4)
+    rows = np.arange(blocks.outer_count)[:, None, None]
+    unmasked = grains.at[..., rows, places].get(mode="fill", fill_value=False).any(-1)  # (B, K, G, outer, inner)
+    order = jnp.argsort(~unmasked, axis=-1, stable=True)
+    return Plan(jnp.asarray(start), unmasked.sum(-1), order, blocks.inner)
+
+
+def padded_length(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> int:
+    """Return the length that the inner tokens are padded to, so that no grid ends beyond it."""
+    start, length = _grid_starts(call, blocks, outer_is_query), call.sizes[1 if outer_is_query else 0]
+    ends = start + np.maximum(0, -(-(length - start) // blocks.inner)) * blocks.inner
+    return max(blocks.inner_count * blocks.inner, int(ends[start < length].max(initial=0)))
+
+
+def _grid_starts(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> np.ndarray:
+    """Return where the grid of inner blocks begins for each outer block: where its band begins, or at token 0."""
+    first = (call.band if outer_is_query else call.band.transposed).first
+    if first is None:
+        return np.zeros(blocks.outer_count, int)
+    grain = blocks.inner // 4
+    return np.maximum((np.arange(blocks.outer_count) * blocks.outer + first) // grain * grain, 0)
+
+
+def _unmasked_grains(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Array:
+    """Return which quarters of inner blocks `(B, K, G, outer, grains)` hold unmasked entries; 1 where all are alike."""
+    T, S, H, K = call.sizes
+    outer, inner = (blocks.outer_count, blocks.outer), (blocks.inner_count * 4, blocks.inner // 4)
+    (rows, bq), (columns, bk) = (outer, inner) if outer_is_query else (inner, outer)
+    queries, keys = jnp.arange(rows * bq).reshape(rows, bq, 1, 1), jnp.arange(columns * bk).reshape(1, 1, columns, bk)
+
+    def cut(array: Array) -> Array:
+        array = pad_entries(array, rows * bq, columns * bk)
+        down, across = (1, 1) if array.shape[-2] == 1 else (rows, bq), (1, 1) if array.shape[-1] == 1 else (columns, bk)
+        return array.reshape(*array.shape[:-2], *down, *across)
+
+    assert call.mask is not None
+    unmasked = jax.tree.map(cut, call.mask).block_mask(queries, keys)
+    # Blocks of padding alone are masked.
+    real = (jnp.arange(rows) * bq < T)[:, None] & (jnp.arange(columns) * bk < S)[None, :]
+    unmasked = unmasked & real.reshape((1,) * (unmasked.ndim - 2) + real.shape)
+    unmasked = unmasked if outer_is_query else jnp.swapaxes(unmasked, -2, -1)
+    unmasked = split_heads(unmasked, H, K)
+    for axis, block in enumerate(blocks.heads):
+        if unmasked.shape[axis] > 1:
+            parts = (*unmasked.shape[:axis], -1, block, *unmasked.shape[axis + 1 :])
+            unmasked = unmasked.reshape(parts).any(axis + 1)
+    return unmasked
