@@ -107,7 +107,7 @@ def checked_call(
     rate = check_rate(dropout_rate)
     (*batch, T, H, D), S = query.shape, key.shape[-3]
     scores, wide = (*batch, H, T, S), wide_type(query.dtype)
-    query, scale = _split_scale(query, D**-0.5 if scale is None else scale, wide)
+    query, scale = _split_scale(query, max(D, 1) ** -0.5 if scale is None else scale, wide)
     bits: tuple[Any, Any] = (None, None)
     if rate > 0:
         bits = draw_bits(check_key("dropout_key", dropout_key), (T, S) if dropout_shared else scores)
