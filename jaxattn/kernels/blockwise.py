@@ -21,7 +21,7 @@ from jaxattn.kernels.blockwise_backward import backward
 from jaxattn.kernels.call import LOG2_E, AttentionCall
 from jaxattn.kernels.dense import matmul_precision
 from jaxattn.kernels.exp2 import exp2
-from jaxattn.kernels.plan import Plan, padded_length, plan_blocks
+from jaxattn.kernels.plan import Plan, plan_blocks
 from jaxattn.kernels.tiles import (
     Entries,
     full,
@@ -48,7 +48,7 @@ def forward(call: AttentionCall) -> tuple[Array, Array]:
     """
     T, S, H, _ = call.sizes
     blocks = choose_blocks(call, outer=T, inner=S, width=call.band.width)
-    length, keys = blocks.outer_count * blocks.outer, padded_length(call, blocks, outer_is_query=True)
+    length, keys = blocks.outer_count * blocks.outer, blocks.inner_count * blocks.inner
     operands = _Operands(
         query=pad_tokens(call.query.astype(call.wide), length, axis=-3),
         keys=jnp.moveaxis(pad_tokens(call.key.astype(call.wide), keys, axis=-3), -3, -1),  # (B, K, D, S)

@@ -22,7 +22,7 @@ from jaxattn.kernels.blocks import Blocks, Heads, Index, choose_blocks, on_one_d
 from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
 from jaxattn.kernels.dense import matmul_precision
 from jaxattn.kernels.exp2 import exp2
-from jaxattn.kernels.plan import Plan, padded_length, plan_blocks
+from jaxattn.kernels.plan import Plan, plan_blocks
 from jaxattn.kernels.tiles import (
     Entries,
     add,
@@ -73,7 +73,7 @@ def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -
 
 def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: Array, gradient: Array) -> _Operands:
     """Pad all arrays to whole blocks, and lay those that are read by columns out for that."""
-    length, keys = padded_length(call, blocks, outer_is_query=False), blocks.outer_count * blocks.outer
+    length, keys = blocks.inner_count * blocks.inner, blocks.outer_count * blocks.outer
     query = pad_tokens(call.query.astype(call.wide), length, axis=-3)
     delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
     gradient = pad_tokens(gradient.astype(call.wide), length, axis=-3)

@@ -56,20 +56,18 @@ def plan_blocks(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Pl
     return Plan(jnp.asarray(start), unmasked.sum(-1), order, blocks.inner)
 
 
-def padded_length(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> int:
-    """Return the length that the inner tokens are padded to, so that no grid ends beyond it."""
-    start, length = _grid_starts(call, blocks, outer_is_query), call.sizes[1 if outer_is_query else 0]
-    ends = start + np.maximum(0, -(-(length - start) // blocks.inner)) * blocks.inner
-    return max(blocks.inner_count * blocks.inner, int(ends[start < length].max(initial=0)))
-
-
 def _grid_starts(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> np.ndarray:
     """Return where the grid of inner blocks begins for each outer block: where its band begins, or at token 0."""
-    first = (call.band if outer_is_query else call.band.transposed).first
-    if first is None:
-        return np.zeros(blocks.outer_count, int)
+    band, length = (call.band, call.sizes[1]) if outer_is_query else (call.band.transposed, call.sizes[0])
+    outer = np.arange(blocks.outer_count) * blocks.outer
+    if band.first is None:
+        return np.zeros_like(outer)
     grain = blocks.inner // 4
-    return np.maximum((np.arange(blocks.outer_count) * blocks.outer + first) // grain * grain, 0)
+    start = np.maximum((outer + band.first) // grain * grain, 0)
+    end = np.full_like(outer, length) if band.last is None else np.clip(outer + blocks.outer + band.last, start, length)
+    # No grid ends beyond the padded tokens.
+    blocks_needed = np.maximum(-(-(end - start) // blocks.inner), 0)
+    return np.clip(start, 0, np.maximum((blocks.inner_count - blocks_needed) * blocks.inner, 0))
 
 
 def _unmasked_grains(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Array:
