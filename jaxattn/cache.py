@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, so that each new token costs one row of attention and not all of them."""
+"""The KV cache: keys and values of earlier tokens, so that a new token costs one row of attention and not all."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 
 class Cache(NamedTuple):
-    """Room for `(..., L, K, D)` keys and values, of which the first `length` of each example are filled."""
+    """Keys and values `(..., L, K, D)`, of which the first `length` of each example are filled."""
 
     key: Float[Array, "*batch L K D"]
     value: Float[Array, "*batch L K D"]
@@ -17,15 +17,15 @@ class Cache(NamedTuple):
 
     @classmethod
     def empty(cls, key: Array, room: int) -> "Cache":
-        """Make room for so many tokens like those of `key` `(..., T, K, D)`."""
+        """Return an empty cache for `room` tokens with the heads, width and type of `key` `(..., T, K, D)`."""
         *batch, _, K, D = key.shape
         zeros = jnp.zeros((*batch, room, K, D), key.dtype)
         return cls(zeros, zeros, jnp.zeros(batch, jnp.int32))
 
     def append(self, key: Array, value: Array, real: Array | None = None) -> "Cache":
-        """Write T tokens behind those of each example; of them `real` `(...)` count, and later ones overwrite the rest.
+        """Append T tokens to each example, of which the first `real` `(...)` count; later ones overwrite the others.
 
-        Where there is no room for T more, NaN is written, for nothing can be raised in a compiled program.
+        Where there is no room for T more, NaN is written, because a compiled program cannot raise.
         """
         T, room = key.shape[-3], self.key.shape[-3]
         if room < T:

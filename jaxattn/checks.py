@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 
 def as_floating(name: str, array: Any) -> Array:
@@ -126,6 +127,6 @@ def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(shape) <= len(target) and all(m in (1, n) for m, n in zip(shape[::-1], target[::-1], strict=False))
 
 
-def wide_type(*dtypes: Any) -> Any:
+def wide_type(*dtypes: DTypeLike) -> DTypeLike:
     """Return the type of scores, softmax and sums: float32, or float64 where an input has it."""
     return jnp.float64 if jnp.float64 in dtypes else jnp.float32

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 
 from jaxattn.checks import as_boolean, as_integers, broadcasts
 
-# An integer or an array of them; JAX puts other things there while it takes a pytree apart.
+# An array, or an integer or None where a comment says so; JAX puts other things there while it rebuilds a pytree.
 Leaf = Any
 
 
@@ -36,7 +36,7 @@ class Band(NamedTuple):
 
     @property
     def transposed(self) -> "Band":
-        """The same bounds as a key sees them: s + first <= t <= s + last."""
+        """The same bounds from the side of a key: s + first <= t <= s + last."""
         return Band(None if self.last is None else -self.last, None if self.first is None else -self.first)
 
 

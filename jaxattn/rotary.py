@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys are turned by angles that grow with their position; scores see distances."""
+"""Rotary positions: queries and keys are rotated by their positions, so that scores depend on distances alone."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,14 +10,14 @@ from jaxattn.checks import wide_type
 def rotate(
     heads: Float[Array, "*batch T H D"], positions: Int[Array, "*#batch T"], base: float = 10_000.0
 ) -> Float[Array, "*batch T H D"]:
-    """Turn each pair (i, i + D/2) of a head's numbers by position · base^(-2i / D).
+    """Rotate each pair (i, i + D/2) of a head's numbers by the angle position · base^(-2i / D).
 
     The product of a query at position t and a key at s then depends on t - s alone, besides their contents.
 
     Args:
         heads: queries or keys `(..., T, H, D)`, D even.
-        positions: whole numbers `(..., T)`, or `(T,)` for all.
-        base: the larger, the slower the slowest pair turns.
+        positions: integers `(..., T)`, or `(T,)` for all.
+        base: the larger, the slower the slowest pair rotates.
 
     Returns:
         An array of the same shape and type.
@@ -28,8 +28,8 @@ def rotate(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxattn.rotary import rotate
-        >>> turned = rotate(jnp.ones((3, 1, 2)), jnp.arange(3))[:, 0]
-        >>> turned[0].tolist(), bool(jnp.allclose(jnp.linalg.norm(turned, axis=-1), 2**0.5))  # no length changes
+        >>> rotated = rotate(jnp.ones((3, 1, 2)), jnp.arange(3))[:, 0]
+        >>> rotated[0].tolist(), bool(jnp.allclose(jnp.linalg.norm(rotated, axis=-1), 2**0.5))  # no length changes
         ([1.0, 1.0], True)
 
     References:
@@ -38,7 +38,7 @@ def rotate(
     D = heads.shape[-1]
     if D % 2:
         raise ValueError(
-            f"heads has shape {heads.shape}, but rotary positions turn pairs, and the width {D} is odd: "
+            f"heads has shape {heads.shape}, but rotary positions rotate pairs, and the width {D} is odd: "
             "write features and num_heads such that features / num_heads is even"
         )
     positions = jnp.asarray(positions)

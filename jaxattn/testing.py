@@ -42,10 +42,10 @@ def assert_causal(
         >>> assert_causal(lambda x: jnp.flip(x, -2), x)
         Traceback (most recent call last):
         ...
-        AssertionError: output 0 depends on the later input 5, with a gradient of 2: no causal mask reaches it
+        AssertionError: output 0 depends on the later input 5, with a gradient of 2: it is not masked
 
     References:
-        The gradient as a test of what a network sees: Luo et al. 2016, "Understanding the Effective Receptive Field".
+        Gradients as a test of which inputs matter: Luo et al. 2016, "Understanding the Effective Receptive Field".
     """
     x = as_floating("x", x)
     T = x.shape[axis]
@@ -75,7 +75,7 @@ def _assert_no_gradient(function: Callable[[Array], Any], x: Array, axis: int) -
     if later[t, s] > 0:
         raise AssertionError(
             f"output {t} depends on the later input {s}, with a gradient of {float(largest[t, s]):.2g}: "
-            "no causal mask reaches it"
+            "it is not masked"
         )
 
 

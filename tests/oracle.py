@@ -3,14 +3,14 @@
 import numpy as np
 
 
-def attend(query, key, value, visible=None, *, scale=None, bias=None, factors=None):
+def attend(query, key, value, mask=None, *, scale=None, bias=None, factors=None):
     """Context `(..., T, H, D_v)` and weights `(..., H, T, S)`; `factors` multiply the weights, as dropout does."""
     query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
     *batch, T, H, D = query.shape
     S, K = key.shape[-3:-1]
     scale = D**-0.5 if scale is None else scale
     shape = (*batch, H, T, S)
-    visible = np.broadcast_to(True if visible is None else np.asarray(visible), shape)
+    mask = np.broadcast_to(True if mask is None else np.asarray(mask), shape)
     bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), shape)
     factors = np.broadcast_to(1.0 if factors is None else np.asarray(factors, np.float64), shape)
     context, weights = np.zeros((*batch, T, H, value.shape[-1])), np.zeros(shape)
@@ -18,23 +18,25 @@ def attend(query, key, value, visible=None, *, scale=None, bias=None, factors=No
         for head in range(H):
             shared = head // (H // K)
             for t in range(T):
-                cell = (*example, head, t)
-                seen = visible[cell]
-                if not seen.any():
+                entry = (*example, head, t)
+                allowed = mask[entry]
+                if not allowed.any():
                     continue
-                scores = scale * key[(*example, slice(None), shared)] @ query[(*example, t, head)] + bias[cell]
-                exponentials = np.where(seen, np.exp(scores - scores[seen].max()), 0)
-                weights[cell] = exponentials / exponentials.sum()
-                context[(*example, t, head)] = (weights[cell] * factors[cell]) @ value[(*example, slice(None), shared)]
+                scores = scale * key[(*example, slice(None), shared)] @ query[(*example, t, head)] + bias[entry]
+                exponentials = np.where(allowed, np.exp(scores - scores[allowed].max()), 0)
+                weights[entry] = exponentials / exponentials.sum()
+                context[(*example, t, head)] = (weights[entry] * factors[entry]) @ value[
+                    (*example, slice(None), shared)
+                ]
     return context, weights
 
 
-def gradients(query, key, value, gradient, visible=None, *, scale=None, bias=None, factors=None):
+def gradients(query, key, value, gradient, mask=None, *, scale=None, bias=None, factors=None):
     """What a gradient of the context pulls back to: gradients of query, key, value and the scores `(..., H, T, S)`."""
     query, key, value, gradient = (np.asarray(array, np.float64) for array in (query, key, value, gradient))
     H, D, K = query.shape[-2], query.shape[-1], key.shape[-2]
     scale = D**-0.5 if scale is None else scale
-    _, weights = attend(query, key, value, visible, scale=scale, bias=bias)
+    _, weights = attend(query, key, value, mask, scale=scale, bias=bias)
     factors = np.broadcast_to(1.0 if factors is None else np.asarray(factors, np.float64), weights.shape)
     # (..., tokens, heads, width) -> (..., heads, tokens, width), each key head once for every query head
     keys, values = (np.repeat(np.swapaxes(array, -3, -2), H // K, axis=-3) for array in (key, value))

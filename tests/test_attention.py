@@ -73,9 +73,9 @@ def test_the_weights_returned_are_those_before_dropout_and_the_context_those_aft
     factors = np.asarray(kept) / np.asarray(weights)
     np.testing.assert_allclose(np.unique(factors.round(4)), [0, 1.4286])
     assert relative_error(dropped, attend(query, key, value, factors=factors)[0]) < 4e-6
-    # Heads and examples fall independently.
-    fallen = (factors == 0).reshape(12, -1)
-    assert all((fallen[i] != fallen[j]).any() for i in range(12) for j in range(i))
+    # Heads and examples drop independently.
+    dropped_entries = (factors == 0).reshape(12, -1)
+    assert all((dropped_entries[i] != dropped_entries[j]).any() for i in range(12) for j in range(i))
     assert not np.allclose(plain, dropped)
 
 

@@ -39,7 +39,7 @@ class StepsTest(chex.TestCase, parameterized.TestCase):
         chex.assert_trees_all_close(context, (expected @ v).astype(np.float32), atol=1e-6)
 
     @chex.variants(with_jit=True, without_jit=True)
-    def test_a_row_that_sees_nothing_is_zero_with_zero_gradient(self):
+    def test_a_fully_masked_row_is_zero_with_zero_gradient(self):
         scores = jax.random.normal(jax.random.key(0), (3, 4))
         mask = jnp.array([[True, False, True, False], [False] * 4, [True] * 4])
         for function in (attention_weights, renormalized_weights):
@@ -91,7 +91,7 @@ def test_weights_take_masks_as_values_and_as_arrays():
     )
 
 
-def test_dropout_keeps_the_stated_share_and_grows_survivors_by_one_over_one_minus_rate():
+def test_dropout_keeps_the_stated_share_and_scales_the_others_by_one_over_one_minus_rate():
     kept = dropout(jnp.ones((64, 128, 128)), 0.1, jax.random.key(0))
     np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.9], rtol=1e-6)
     share = float((kept > 0).mean())
@@ -101,9 +101,9 @@ def test_dropout_keeps_the_stated_share_and_grows_survivors_by_one_over_one_minu
         shares = np.asarray((kept > 0).mean(axes))
         bound = 6 * (0.09 * shares.size / kept.size) ** 0.5
         assert np.abs(shares - 0.9).max() < bound
-    fallen = np.asarray(kept == 0, np.float64)
+    dropped = np.asarray(kept == 0, np.float64)
     for axis in range(3):
-        both = (fallen * np.roll(fallen, 1, axis)).mean()
+        both = (dropped * np.roll(dropped, 1, axis)).mean()
         assert abs(both - 0.01) < 6 * (0.01 / kept.size) ** 0.5
 
 
@@ -115,7 +115,7 @@ def test_dropout_follows_its_key_alone():
     np.testing.assert_array_equal(dropout(weights, 0.0, jax.random.key(0)), weights)
 
 
-def test_vmap_with_split_keys_drops_other_cells_in_each_example():
+def test_vmap_with_split_keys_drops_other_entries_in_each_example():
     kept = jax.vmap(lambda key: dropout(jnp.ones((10, 10)), 0.5, key))(jax.random.split(jax.random.key(0), 6))
     for i in range(6):
         for j in range(i):

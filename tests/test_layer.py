@@ -21,7 +21,7 @@ def draw(seed, *shapes):
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-def turned(heads, positions, base):
+def rotated(heads, positions, base):
     """Rotary positions as complex numbers times e^(i · angle)."""
     D = heads.shape[-1]
     speeds = base ** (-np.arange(D // 2) * 2 / D)
@@ -30,9 +30,7 @@ def turned(heads, positions, base):
     return np.concatenate([product.real, product.imag], -1)
 
 
-def written_out(
-    params, x, H, K, *, base=None, positions=None, normalize=False, visible=None, context=None, factors=None
-):
+def written_out(params, x, H, K, *, base=None, positions=None, normalize=False, mask=None, context=None, factors=None):
     """The whole layer in float64."""
     params, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params), np.asarray(x, np.float64)
     source = x if context is None else np.asarray(context, np.float64)
@@ -46,8 +44,8 @@ def written_out(
             h = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6)
             heads[name] = h * params[f"{name}_norm"]["scale"]
         if base is not None:
-            heads[name] = turned(heads[name], positions, base)
-    context = attend(heads["query"], heads["key"], heads["value"], visible, factors=factors)[0]
+            heads[name] = rotated(heads[name], positions, base)
+    context = attend(heads["query"], heads["key"], heads["value"], mask, factors=factors)[0]
     return context.reshape(*x.shape[:-1], -1) @ params["out"]["kernel"] + params["out"]["bias"]
 
 
@@ -90,12 +88,12 @@ def test_every_combination_equals_float64_written_out(
     variables = jax.jit(layer.init)(jax.random.key(seed % 1000), x)
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])  # biases are zero at first
     variables = {"params": params}
-    extra, visible = None, None if always is None else np.asarray(always.array(T, T))
+    extra, allowed = None, None if always is None else np.asarray(always.array(T, T))
     if mask == "segments":
         ids = jnp.asarray(np.sort(rng.integers(0, 3, (*batch, T)), -1))
         extra = masks.Segments(ids)
-        visible = np.asarray((masks.Causal() & extra).array(T, T))
-        visible = visible[..., None, :, :] if visible.ndim > 2 else visible
+        allowed = np.asarray((masks.Causal() & extra).array(T, T))
+        allowed = allowed[..., None, :, :] if allowed.ndim > 2 else allowed
     positions, options = np.broadcast_to(np.arange(T), (*batch, T)), {}
     if base is not None and given_positions and steps is None:
         positions = rng.integers(0, 50, (*batch, T))
@@ -105,7 +103,7 @@ def test_every_combination_equals_float64_written_out(
         options |= {"deterministic": False, "dropout_key": jax.random.key(seed % 1000)}
         factors = dropout(jnp.ones((*batch, 4, T, T)), rate, options["dropout_key"])
     expected = written_out(
-        params, x, 4, K, base=base, positions=positions, normalize=normalize, visible=visible, factors=factors
+        params, x, 4, K, base=base, positions=positions, normalize=normalize, mask=allowed, factors=factors
     )
     if steps is None:
         came = jax.jit(lambda variables, x: layer.apply(variables, x, mask=extra, **options))(variables, x)

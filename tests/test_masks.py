@@ -9,7 +9,7 @@ from jaxattn import masks
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(-3, 6), st.integers(1, 4))
-def test_masks_say_what_their_words_say(T, S, offset, size):
+def test_masks_follow_their_definitions(T, S, offset, size):
     arrays = [
         (masks.Causal(offset), lambda t, s: s <= t + offset),
         (masks.Causal(jnp.array(offset)), lambda t, s: s <= t + offset),
@@ -19,8 +19,8 @@ def test_masks_say_what_their_words_say(T, S, offset, size):
         (masks.Causal() & masks.Lengths(jnp.array(size)), lambda t, s: s <= t and s < size),
         (masks.Causal() | masks.Lengths(jnp.array(size)), lambda t, s: s <= t or s < size),
     ]
-    for mask, sees in arrays:
-        expected = np.array([[sees(t, s) for s in range(S)] for t in range(T)], bool).reshape(T, S)
+    for mask, allows in arrays:
+        expected = np.array([[allows(t, s) for s in range(S)] for t in range(T)], bool).reshape(T, S)
         np.testing.assert_array_equal(mask.array(T, S), expected, err_msg=str(mask))
 
 
@@ -62,13 +62,13 @@ def test_bad_input_is_named(call, error, words):
     rows=st.integers(1, 4), columns=st.integers(1, 4), bq=st.integers(1, 5), bk=st.integers(1, 5),
     seed=st.integers(0, 2**31 - 1),
 )  # fmt: skip
-def test_a_block_in_which_anything_is_visible_is_never_called_empty(rows, columns, bq, bk, seed):
+def test_a_block_with_an_unmasked_entry_is_never_skipped(rows, columns, bq, bk, seed):
     rng, T, S = np.random.default_rng(seed), rows * bq, columns * bk
     ids, key_ids = (jnp.asarray(rng.integers(0, 4, (2, n))) for n in (T, S))
     mask = masks.SlidingWindow(int(rng.integers(1, 6)), jnp.asarray(rng.integers(-3, 4, 2)))
     mask |= masks.Segments(ids, key_ids) & masks.Lengths(jnp.asarray(rng.integers(0, S + 1, 2)))
     mask &= jnp.asarray(rng.random((T, S)) < 0.8) | masks.Causal(2)
-    visible = np.asarray(mask.array(T, S)).reshape(2, rows, bq, columns, bk).any((2, 4))
+    allowed = np.asarray(mask.array(T, S)).reshape(2, rows, bq, columns, bk).any((2, 4))
 
     def cut(array):
         down, across = (
@@ -76,13 +76,13 @@ def test_a_block_in_which_anything_is_visible_is_never_called_empty(rows, column
         )
         return array.reshape(*array.shape[:-2], *down, *across)
 
-    spread = jax.tree.map(cut, mask.expanded(T, S))
+    expanded = jax.tree.map(cut, mask.expanded(T, S))
     queries, keys = jnp.arange(T).reshape(rows, bq, 1, 1), jnp.arange(S).reshape(1, 1, columns, bk)
-    said = np.broadcast_to(spread.block_mask(queries, keys), visible.shape)
-    assert (said | ~visible).all()
+    said = np.broadcast_to(expanded.block_mask(queries, keys), allowed.shape)
+    assert (said | ~allowed).all()
 
 
-def test_blocks_that_cannot_be_visible_are_called_empty():
+def test_blocks_that_are_masked_by_position_are_skipped():
     queries, keys = jnp.arange(8).reshape(4, 2, 1, 1), jnp.arange(8).reshape(1, 1, 4, 2)
     causal = masks.Causal().expanded(8, 8)
     causal = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), causal)

@@ -227,7 +227,7 @@ def test_dropout_takes_a_key_or_the_stream_and_follows_it(name):
 
 
 @each_causal_stage
-def test_vmap_over_the_batch_with_split_keys_drops_other_cells_in_each_example(name):
+def test_vmap_over_the_batch_with_split_keys_drops_other_entries_in_each_example(name):
     module, x = CAUSAL[name], tokens()
     variables = variables_of(module, x)
     apply = lambda x, key: module.apply(variables, x, deterministic=False, dropout_key=key)  # noqa: E731

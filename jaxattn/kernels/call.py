@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_key, check_rank, check_rate, wide_type
-from jaxattn.masks import Band, Mask, as_mask, check_mask_shape
+from jaxattn.masks import Band, Leaf, Mask, as_mask, check_mask_shape
 from jaxattn.random_bits import draw_bits
 
 Implementation = Literal["dense", "blockwise", "cudnn"]
@@ -25,13 +26,13 @@ _STATIC = ["scale", "dropout_rate", "precision", "band", "return_weights", "impl
 class AttentionCall:
     """The arguments of one call. B stands for any number of batch axes; an axis of 1 stands for all its entries."""
 
-    query: Array  # (B, T, H, D)
-    key: Array  # (B, S, K, D)
-    value: Array  # (B, S, K, D_v)
+    query: Leaf  # (B, T, H, D)
+    key: Leaf  # (B, S, K, D)
+    value: Leaf  # (B, S, K, D_v)
     mask: Mask | None = None  # expanded: every array in it is (B, H, T, S)
-    bias: Array | None = None  # (B, H, T, S)
-    row_bits: Array | None = None  # (B, H, T, 1), dropout's
-    column_bits: Array | None = None  # (1, 1, 1, S)
+    bias: Leaf = None  # (B, H, T, S)
+    row_bits: Leaf = None  # (B, H, T, 1), dropout's
+    column_bits: Leaf = None  # (1, 1, 1, S)
 
     scale: float = 1.0
     dropout_rate: float = 0.0
@@ -58,7 +59,7 @@ class AttentionCall:
         return math.prod((*self.batch, H, T, S))
 
     @property
-    def wide(self) -> Any:
+    def wide(self) -> DTypeLike:
         """The type to compute in."""
         return wide_type(self.query.dtype, self.key.dtype, self.value.dtype)
 

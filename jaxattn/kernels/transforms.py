@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType, auto_axes
+from jaxtyping import PyTree
 
 from jaxattn.kernels import blockwise, small
 from jaxattn.kernels.call import AttentionCall, Gradients
@@ -111,28 +112,28 @@ def _(primals: Any, tangents: Any) -> Any:
     )
 
 
-def map_as_batch(function: Callable, call: AttentionCall, *arrays: Array) -> Any:
+def map_as_batch(function: Callable[..., PyTree], call: AttentionCall, *arrays: Array) -> PyTree:
     """Call `function(call, *arrays)`; under `vmap`, the mapped axis becomes the first batch axis of all arrays.
 
     Arrays that are not mapped get an axis of 1 there, and are not copied.
     """
+    leaves, structure = jax.tree.flatten((call, *arrays))
 
     @jax.custom_batching.custom_vmap
-    def mapped(call: AttentionCall, *arrays: Array) -> Any:
-        return function(call, *arrays)
+    def run(*leaves: Array) -> PyTree:
+        return function(*jax.tree.unflatten(structure, leaves))
 
-    @mapped.def_vmap
-    def _(size: int, are_mapped: Any, *arguments: Any) -> Any:
-        call, *arrays = jax.tree.map(
-            lambda array, is_mapped: array if is_mapped else array[None], arguments, tuple(are_mapped)
-        )
+    @run.def_vmap
+    def _(size: int, are_mapped: Any, *leaves: Array) -> Any:
+        leaves = tuple(leaf if mapped else leaf[None] for leaf, mapped in zip(leaves, are_mapped, strict=True))
+        call, *arrays = jax.tree.unflatten(structure, leaves)
         call = dataclasses.replace(call, mapped_axes=call.mapped_axes + 1)
         if call.batch[0] < size:  # the gradient alone is mapped
             call = dataclasses.replace(call, query=jnp.broadcast_to(call.query, (size, *call.query.shape[1:])))
         results = map_as_batch(function, call, *arrays)
         return results, jax.tree.map(lambda _: True, results)
 
-    return mapped(call, *arrays)
+    return run(*leaves)
 
 
 def vary_alike(call: AttentionCall) -> AttentionCall:

@@ -16,8 +16,8 @@ rng = np.random.default_rng(0)
 def draw(*shape): return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 def with_gradients(attend, *arrays):
     *inputs, gradient = arrays
-    context, pull = jax.vjp(attend, *inputs)
-    return context, *pull(gradient)
+    context, vjp = jax.vjp(attend, *inputs)
+    return context, *vjp(gradient)
 def check(came, expected):
     for a, b in zip(came, expected, strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=5e-6 * max(1, np.abs(b).max()))
