@@ -32,13 +32,13 @@ def test_train_then_generate(text, tmp_path):
     trained = run("train.py", "--text", text, *SMALL, "--steps", 40, "--dropout", 0.1, "--out", out)
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout.strip().splitlines()
-    assert lines[-1].startswith("The held-out loss went down")
+    assert lines[-1].startswith("The model learned: its held-out loss fell from")
     for part in ("training", "held-out"):
         before, after = (
             float(re.search(rf"{part} loss {when} +([\d.]+) nats", trained.stdout)[1]) for when in ("before", "after")
         )
         assert after < before - 0.05
-    assert re.search(r"bigram's held-out loss [\d.]+ nats", trained.stdout)
+    assert re.search(r"bigram held-out loss +[\d.]+ nats", trained.stdout)
     assert re.search(r"[\d,]+ tokens/s on \w+", "\n".join(lines[-3:]))
     assert {"model.safetensors", "loss.png", "loss.svg", "log.jsonl", "checkpoints"} <= set(os.listdir(out))
     assert "\x1b" not in trained.stdout  # plain lines when piped
@@ -52,7 +52,7 @@ def test_train_then_generate(text, tmp_path):
 def test_a_run_that_does_not_learn_says_so_and_exits_1(text):
     trained = run("train.py", "--text", text, *SMALL, "--steps", 2, "--learning-rate", 0)
     assert trained.returncode == 1
-    assert trained.stdout.strip().splitlines()[-1].startswith("The held-out loss did not go down")
+    assert trained.stdout.strip().splitlines()[-1].startswith("The model did not learn")
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,12 @@ def test_a_run_that_does_not_learn_says_so_and_exits_1(text):
     [
         (["train.py", "--text", "no such file"], "No such file"),
         (["train.py", "--steps", 0], "--steps is 0"),
-        (["train.py", "--resume"], "name it with --out DIR"),
+        (["train.py", "--resume"], "name its directory with --out DIR"),
+        (["train.py", "--stps", 5], "did you mean --steps?"),
         (["train.py", "--out", "/dev/null/run"], "Not a directory"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(arguments, words):
+def test_train_ends_with_one_sentence_on_an_error(arguments, words):
     finished = run(*arguments)
     assert finished.returncode == 2
     assert words in finished.stderr

@@ -1,4 +1,4 @@
-"""A run's state on disk, by orbax: saved in the background, complete or not there, the last few and the best kept."""
+"""Checkpoints of the training state, written by orbax in the background; the last few and the best are kept."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ from jax.experimental import multihost_utils
 from jaxattn.extras import require
 from jaxattn.training.saving import write_whole
 
-LAST, SIGNATURE = 3, "_SUMS"
+KEPT, SIGNATURE = 3, "_SUMS"
 
 
 class Checkpoints:
-    """The checkpoints of a run, in directories named by their steps.
+    """The checkpoints of a run, in directories named by their steps. A checkpoint is complete, or does not count.
 
     Raises:
         OSError: the directory cannot be written.
@@ -30,12 +30,12 @@ class Checkpoints:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         self._orbax = orbax = require("orbax.checkpoint", extra="train")
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what matters of what orbax says is raised as well
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax also raises what matters
         policies = orbax.checkpoint_managers
         held_out = lambda metrics: metrics["held_out_loss"]  # noqa: E731
         kept = policies.AnyPreservationPolicy(
             [
-                policies.LatestN(LAST),
+                policies.LatestN(KEPT),
                 policies.BestN(get_metric_fn=held_out, reverse=True, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
@@ -52,17 +52,17 @@ class Checkpoints:
         self._written: Future[None] | None = None
 
     def steps(self) -> list[int]:
-        """Return the steps of all complete checkpoints, from first to last; one that is being written is none."""
+        """Return the steps of all complete checkpoints, in order; one that is being written does not count yet."""
         return sorted(step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir())
 
     def save(self, step: int, state: Any, held_out_loss: float | None) -> None:
-        """Begin to save; errors of the last time are raised now.
+        """Start saving in the background.
 
         Raises:
-            OSError: what was begun before could not be written.
+            OSError: the checkpoint before could not be written.
         """
         self.wait()
-        # The next step takes its state over, so what is being written is a copy.
+        # The next step donates its state, so save a copy.
         copy = jax.tree.map(jnp.copy, state)
         metrics = None if held_out_loss is None else {"held_out_loss": held_out_loss}
         try:
@@ -73,10 +73,10 @@ class Checkpoints:
         self._written = self._background.submit(self._finish)
 
     def wait(self) -> None:
-        """Wait until all is written.
+        """Wait until the checkpoint is written.
 
         Raises:
-            OSError: it could not be.
+            OSError: it could not be written.
         """
         try:
             if self._written is not None:
@@ -85,25 +85,25 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def restore(self, step: int, like: Any) -> Any:
-        """Return the state that was saved, laid out as `like`.
+        """Return the saved state, sharded as `like`.
 
         Raises:
-            ValueError: the checkpoint is damaged, or another model's.
+            ValueError: the checkpoint is damaged, or belongs to another model.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        place = self.directory / str(step)
+        path = self.directory / str(step)
         try:
-            _check_signature(place)
-            # Orbax would find this out array by array, and leave the reading of the others to the garbage collector.
-            if _sizes(self._manager.item_metadata(step)["state"]) != _sizes(shapes):
-                raise ValueError("its arrays are of other shapes or types")
+            _check_signature(path)
+            # Orbax would only fail in the middle of reading, and leave the rest to the garbage collector.
+            if _shapes(self._manager.item_metadata(step)["state"]) != _shapes(shapes):
+                raise ValueError("its arrays have other shapes or types")
             arguments = self._orbax.args.Composite(state=self._orbax.args.StandardRestore(shapes))
             return self._manager.restore(step, args=arguments)["state"]
-        except Exception as error:  # whatever orbax and its file formats stumble over
+        except Exception as error:  # orbax and its file formats raise many types
             reason = str(error).strip().partition("\n")[0][:200]
-            raise ValueError(f"{place} is damaged or no checkpoint of this run ({reason})") from None
+            raise ValueError(f"{path} is damaged or not a checkpoint of this run ({reason})") from None
 
-    def whole_before(self, step: int, like: Any) -> int | None:
+    def last_intact_before(self, step: int, like: Any) -> int | None:
         """Return the latest step before `step` whose checkpoint can be read."""
         for earlier in reversed([number for number in self.steps() if number < step]):
             try:
@@ -113,28 +113,28 @@ class Checkpoints:
             return earlier
         return None
 
-    def forget_after(self, step: int) -> None:
-        """Remove what lies beyond `step`, as the run goes on from there."""
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints after `step`, from which the run resumes."""
         for later in [number for number in self.steps() if number > step]:
             if jax.process_index() == 0:
                 shutil.rmtree(self.directory / str(later))
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("forgotten")
+            multihost_utils.sync_global_devices("checkpoints deleted")
         self._manager.reload()
 
     def close(self) -> None:
-        """Let go of the directory, when what is being written is there."""
+        """Finish writing and release the directory."""
         self._background.shutdown()
-        with contextlib.suppress(Exception):  # `wait` has told what went wrong
+        with contextlib.suppress(Exception):  # `wait` has raised it
             self._manager.close()
 
     def _finish(self) -> None:
-        """Wait until a checkpoint is complete, then write down the sums of its files."""
+        """Wait until a checkpoint is complete, then save the checksums of its files."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
-        for place in self.directory.iterdir() if jax.process_index() == 0 else ():
-            if place.name.isdecimal() and (place / "state").is_dir() and not (place / SIGNATURE).exists():
-                write_whole(place / SIGNATURE, json.dumps(_sums(place)).encode())
+        for path in self.directory.iterdir() if jax.process_index() == 0 else ():
+            if path.name.isdecimal() and (path / "state").is_dir() and not (path / SIGNATURE).exists():
+                write_whole(path / SIGNATURE, json.dumps(_checksums(path)).encode())
 
     def _failed(self, error: Exception) -> OSError:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
@@ -143,22 +143,22 @@ class Checkpoints:
         return OSError(f"the run could not be saved in {self.directory} ({reason})")
 
 
-def _check_signature(place: Path) -> None:
-    """See that a checkpoint's files are as they were written, before anything is made of them."""
-    if not (place / "state").is_dir():
-        raise ValueError("no state is in it")
-    if not (place / SIGNATURE).exists():
-        return  # the run was killed at that moment; orbax checks what it reads
-    wanted, came = json.loads((place / SIGNATURE).read_text()), _sums(place)
-    for name in wanted.keys() | came.keys():
-        if wanted.get(name) != came.get(name):
-            raise ValueError(f"{name} is {'missing' if name not in came else 'not as it was written'}")
+def _check_signature(path: Path) -> None:
+    """Check that the files of a checkpoint are as they were written."""
+    if not (path / "state").is_dir():
+        raise ValueError("it has no state")
+    if not (path / SIGNATURE).exists():
+        return  # the run was killed before they were saved; orbax checks what it reads
+    expected, found = json.loads((path / SIGNATURE).read_text()), _checksums(path)
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{name} is {'missing' if name not in found else 'not as it was written'}")
 
 
-def _sizes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
+def _shapes(tree: Any) -> list[tuple[tuple[int, ...], str]]:
     return sorted((tuple(leaf.shape), str(leaf.dtype)) for leaf in jax.tree.leaves(tree))
 
 
-def _sums(place: Path) -> dict[str, int]:
-    files = (file for file in sorted(place.rglob("*")) if file.is_file() and file.name != SIGNATURE)
-    return {str(file.relative_to(place)): zlib.crc32(file.read_bytes()) for file in files}
+def _checksums(path: Path) -> dict[str, int]:
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != SIGNATURE)
+    return {str(file.relative_to(path)): zlib.crc32(file.read_bytes()) for file in files}

@@ -1,4 +1,4 @@
-"""What happened at each step, as lines of JSON, as TensorBoard's scalars, and as a curve."""
+"""The log of a run: one JSON line per record, TensorBoard scalars, and the loss curve."""
 
 import contextlib
 import json
@@ -12,9 +12,9 @@ FILE = "log.jsonl"
 
 
 class Journal:
-    """Writes one line for each record at once, so that a run that is killed keeps all; without a directory, nothing.
+    """Writes each record immediately, so that a run that is killed loses none; without a directory, writes nothing.
 
-    Lines after step `until`, of a run that goes on from there, are dropped.
+    A run that resumes from step `until` drops the records after it.
     """
 
     def __init__(self, directory: Path | None, until: int, tensorboard: bool = False) -> None:
@@ -32,7 +32,7 @@ class Journal:
             self._board = writer(str(directory / "tensorboard"), purge_step=until + 1)
 
     def write(self, step: int, **values: float | str) -> None:
-        """Note values of a step; a number that is none becomes null."""
+        """Write values of a step; NaN and infinity become null."""
         if self._file is None:
             return
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
@@ -43,7 +43,7 @@ class Journal:
                 self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """End the files; `write` has told what went wrong."""
+        """Close the files; `write` has already raised what went wrong."""
         for file in (self._file, self._board):
             if file is not None:
                 with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ class Journal:
 
 
 def read_journal(directory: Path) -> list[dict[str, Any]]:
-    """Return the records of a run, but for lines that are none, as one that was never finished."""
+    """Return the records of a run; skip lines that are not records, such as one that was cut off."""
     path, records = directory / FILE, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
@@ -60,7 +60,7 @@ def read_journal(directory: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(directory: Path, unit: str) -> None:
-    """Draw the losses of a run as `loss.png` and `loss.svg`.
+    """Plot the losses of a run to `loss.png` and `loss.svg`.
 
     Raises:
         ImportError: matplotlib is not installed.

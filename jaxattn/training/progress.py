@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""Shows how far a run is: a progress bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import datetime
@@ -11,12 +11,12 @@ from typing import Any
 
 from jaxattn.extras import require
 
-# So many lines in a run, and the latest steps by which speed and time left are told.
+# Lines in a run, and the number of latest steps from which speed and time left are estimated.
 LINES, LATEST = 20, 100
 
 
 class Progress:
-    """Shows step, loss, tokens/s and time left; use it as a context, and call `update` when a step's loss is known."""
+    """A context manager that shows step, loss, tokens/s and time left; call `update` after every step."""
 
     def __init__(self, first: int, steps: int, tokens_per_step: int, quiet: bool = False) -> None:
         self.steps, self.tokens_per_step, self.quiet = steps, tokens_per_step, quiet
@@ -37,38 +37,38 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            with _unheard():
+            with _ignore_closed_output():
                 self.bar.stop()
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The speed by the median of the steps after the first, which compiles; None before there is one."""
+        """The median speed of the steps after the first, which includes compilation; None before the second step."""
         return self.tokens_per_step / statistics.median(self.seconds) if self.seconds else None
 
     def pause(self) -> None:
-        """Leave the time until the next update out of the speed: something else than steps is done."""
+        """Leave the time until `resume` out of the speed."""
         self.last = None
 
     def resume(self) -> None:
-        """Begin to measure again."""
+        """Measure the time again."""
         self.last = time.perf_counter()
 
     def update(self, step: int, loss: float) -> float | None:
-        """Show that `step` steps are done; return the tokens per second of this one."""
+        """Show that `step` steps are done; return the tokens per second of this one, if it was measured."""
         now, speed = time.perf_counter(), None
         if self.last is not None:
             self.seconds.append(now - self.last)
             speed = self.tokens_per_step / self.seconds[-1]
         self.last = now
         if self.bar is not None:
-            with _unheard():
+            with _ignore_closed_output():
                 self.bar.update(self.task, completed=step, state=self._state(step, loss))
         elif not self.quiet and (step % self.every == 0 or step == self.steps):
             say(f"step {step}/{self.steps}  {self._state(step, loss)}")
         return speed
 
     def _state(self, step: int, loss: float) -> str:
-        """Put loss, present speed and time left into words."""
+        """Return loss, current speed and time left."""
         if not self.seconds:
             return f"loss {loss:.3f}"
         seconds = statistics.median(self.seconds[-LATEST:])
@@ -76,22 +76,22 @@ class Progress:
         return f"loss {loss:.3f}  {self.tokens_per_step / seconds:,.0f} tokens/s  {left} left"
 
     def say(self, text: str) -> None:
-        """Print lines above the bar."""
+        """Print above the progress bar."""
         if self.bar is not None:
-            with _unheard():
+            with _ignore_closed_output():
                 self.bar.console.print(_printable(text), markup=False, highlight=False)
         elif not self.quiet:
             say(text)
 
 
 def say(line: str = "", end: str = "\n") -> None:
-    """Print a line; when nobody reads any more (`| head`, a terminal that was closed), the run goes on in silence."""
-    with _unheard():
+    """Print a line; if the output was closed (`| head`, a closed terminal), the run continues without output."""
+    with _ignore_closed_output():
         print(_printable(line), end=end, flush=True)
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
+def _ignore_closed_output() -> Iterator[None]:
     try:
         yield
     except OSError:
@@ -99,6 +99,6 @@ def _unheard() -> Iterator[None]:
 
 
 def _printable(text: str) -> str:
-    """Put a question mark for each letter that standard output's encoding lacks."""
+    """Replace characters that standard output cannot encode by question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, errors="replace").decode(encoding)

@@ -1,26 +1,23 @@
-"""A run in words: what it sets out to do, and what came of it."""
+"""What a run prints at its start and at its end."""
 
 import math
+import shlex
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from jaxattn.tasks import Data
 from jaxattn.training.config import TrainConfig
-from jaxattn.training.data import Data
+from jaxattn.training.evaluation import Losses
+from jaxattn.training.recovery import resume_command
 
-MARGIN = 0.05  # nats by which the held-out loss must fall before a run counts as having learned
-
-
-class Losses(NamedTuple):
-    """Mean losses over fixed batches, in nats for a token."""
-
-    train: float
-    held_out: float
+MARGIN = 0.05  # nats by which the held-out loss must fall for the run to count as having learned
 
 
 class Outcome(NamedTuple):
-    """What came of a run."""
+    """The result of a run; `signal` is the stop signal that ended it early, or 0."""
 
     before: Losses
     after: Losses
@@ -31,44 +28,78 @@ class Outcome(NamedTuple):
 
     @property
     def learned(self) -> bool:
-        """Whether the held-out loss fell by at least the margin; a NaN did not."""
+        """Whether the held-out loss fell by at least the margin; False for NaN."""
         return self.before.held_out - self.after.held_out >= MARGIN
 
 
 def introduction(config: TrainConfig, data: Data, mesh: Mesh, params: Any) -> str:
-    """Say what is learned, by what, on what."""
+    """Describe data, model and devices, and explain the numbers that follow."""
     count, (train, held_out) = sum(leaf.size for leaf in jax.tree.leaves(params)), data.corpus
     axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "1"
-    kind, sizes = mesh.devices.flat[0], f"{config.layers} layers, {config.heads} heads, width {config.width}"
-    return (
-        f"text       {data.name}: {len(train):,} {data.unit}s to learn from, {len(held_out):,} held out\n"
-        f"model      GPT, {sizes}, {count:,} parameters\n"
-        f"devices    {axes}, {kind.platform} ({kind.device_kind}), jax {jax.__version__}"
+    device, unit = mesh.devices.flat[0], data.unit
+    sizes = f"{config.layers} layers, {config.heads} heads, width {config.width}"
+    vocab_size = data.tokenizer.vocab_size
+    return "\n".join(
+        [
+            f"text       {data.name}: {len(train):,} {unit}s to train on, {len(held_out):,} held out",
+            f"model      GPT, {sizes}, {count:,} parameters",
+            f"devices    {axes}, {device.platform} ({device.device_kind}), jax {jax.__version__}",
+            f"loss       mean of -ln(probability the model gives to the next {unit}), in nats: 0 is certain and right,",
+            f"           {math.log(vocab_size):.2f} is a guess among {vocab_size:,} {unit}s",
+            "held-out   text that is never trained on: its loss falls only if what was learned applies to new text",
+        ]
     )
 
 
-def losses_in_words(outcome: Outcome, unit: str) -> str:
-    """Say how the losses changed, and what a bigram model reaches."""
+def summary(outcome: Outcome, unit: str, prompt: str, sample: str, report: str | None, directory: Path | None) -> str:
+    """List the losses, a sample, the task's report, and what can be done next."""
+    lines = ["", *_losses(outcome, unit), "", f"sample, after the held-out text {prompt!r}:", sample, ""]
+    if directory is not None:
+        lines.append(f"saved in {directory}: jaxattn generate {shlex.quote(str(directory))} continues a text with it")
+    if report is not None:
+        lines.append(report)
+    if outcome.tokens_per_second is not None:
+        lines.append(f"{outcome.tokens_per_second:,.0f} tokens/s on {jax.devices()[0].platform}")
+    if outcome.signal:
+        resume = "" if directory is None else f": {resume_command(directory)} continues"
+        lines.append(f"stopped after {outcome.steps} steps, as requested{resume}")
+    return "\n".join(lines)
 
-    def loss(nats: float) -> str:
+
+def _losses(outcome: Outcome, unit: str) -> list[str]:
+    def describe(nats: float) -> str:
         return f"{nats:.4f} nats ({nats / math.log(2):.4f} bits) per {unit}"
 
     lines = []
     for name, before, after in zip(("training", "held-out"), outcome.before, outcome.after, strict=True):
-        lines += [f"{name} loss before   {loss(before)}", f"{name} loss after    {loss(after)}"]
+        lines += [f"{name} loss before   {describe(before)}", f"{name} loss after    {describe(after)}"]
     if outcome.bigram is not None:
-        lines.append(f"bigram's held-out loss {loss(outcome.bigram)}, the yardstick: counted on the same text")
-    return "\n".join(lines)
+        lines.append(
+            f"bigram held-out loss   {describe(outcome.bigram)}, for comparison: a bigram\n"
+            f"                       model predicts the next {unit} from the current one alone, by how often each pair "
+            "occurs in the training text"
+        )
+    return lines
 
 
-def verdict(outcome: Outcome) -> str:
-    """Say whether the run has learned anything.
+def verdict(outcome: Outcome, unit: str) -> str:
+    """Say in one sentence whether the run has learned anything.
 
     Example:
-        >>> from jaxattn.training.report import Losses, Outcome, verdict
-        >>> verdict(Outcome(Losses(5.0, 5.0), Losses(2.0, 2.5), None, None, 100, 0))
-        'The held-out loss went down: it fell by 2.5000 nats, and 0.05 is what counts.'
+        >>> from jaxattn.training.evaluation import Losses
+        >>> from jaxattn.training.report import Outcome, verdict
+        >>> print(verdict(Outcome(Losses(5.5, 5.5), Losses(2.0, 2.5), None, None, 100, 0), "byte"))
+        The model learned: its held-out loss fell from 5.5000 to 2.5000 nats, so on text it has never seen it gives \
+the right next byte on average 20.1 times the probability it gave before training.
     """
-    fall = outcome.before.held_out - outcome.after.held_out
-    change = "went down" if outcome.learned else "did not go down"
-    return f"The held-out loss {change}: it fell by {fall:.4f} nats, and {MARGIN} is what counts."
+    before, after = outcome.before.held_out, outcome.after.held_out
+    if outcome.learned:
+        return (
+            f"The model learned: its held-out loss fell from {before:.4f} to {after:.4f} nats, so on text it has never "
+            f"seen it gives the right next {unit} on average {math.exp(before - after):,.1f} times the probability it "
+            "gave before training."
+        )
+    return (
+        f"The model did not learn: its held-out loss went from {before:.4f} to {after:.4f} nats, and a fall of less "
+        f"than {MARGIN} could be chance; train for more --steps, or try another --learning-rate."
+    )

@@ -18,10 +18,10 @@ PARAMETERS, CONFIGURATION = "model.safetensors", "config.json"
 
 
 def prepare_directory(directory: str) -> Path:
-    """Make the directory and see that it can be written, before a run rather than after it.
+    """Create the directory and check that it can be written, before a run rather than after it.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: the directory cannot be made or written.
     """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def prepare_directory(directory: str) -> Path:
 
 
 def save_model(directory: Path, config: GPTConfig, params: Any) -> None:
-    """Write parameters and configuration, each whole or not at all.
+    """Write parameters and configuration.
 
     Raises:
         OSError: the disk is full, or the directory cannot be written.
@@ -44,17 +44,11 @@ def save_model(directory: Path, config: GPTConfig, params: Any) -> None:
 
 
 def load_model(directory: str | Path) -> tuple[GPT, Any]:
-    """Read what `save_model` wrote.
-
-    Args:
-        directory: where `model.safetensors` and `config.json` stand.
-
-    Returns:
-        `(model, params)`.
+    """Read a model that `save_model` has written; return `(model, params)`.
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is damaged, or a tensor is missing, superfluous or of another shape.
+        ValueError: a file is damaged, or a tensor is missing, unexpected or has another shape.
         ImportError: safetensors is not installed.
     """
     directory = Path(directory)
@@ -65,19 +59,19 @@ def load_model(directory: str | Path) -> tuple[GPT, Any]:
     try:
         arrays = require("safetensors.numpy", extra="train").load((directory / PARAMETERS).read_bytes())
     except require("safetensors", extra="train").SafetensorError as error:
-        raise ValueError(f"{directory / PARAMETERS} is damaged or no safetensors file ({error})") from error
+        raise ValueError(f"{directory / PARAMETERS} is damaged or not a safetensors file ({error})") from error
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
     expected = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep=".").items()}
     for name in expected.keys() | arrays.keys():
         came = arrays[name].shape if name in arrays else "missing"
         wanted = expected.get(name, "not part of this model")
         if came != wanted:
-            raise ValueError(f"{directory / PARAMETERS}: tensor {name} is {came}, but by config.json it is {wanted}")
+            raise ValueError(f"{directory / PARAMETERS}: tensor {name} is {came}, but config.json says {wanted}")
     return model, unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep=".")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there complete or as it was.
+    """Replace a file as a whole: if writing fails, the old file stays.
 
     Raises:
         OSError: the disk is full, or the directory cannot be written.

@@ -1,4 +1,4 @@
-"""Text to tokens and back: bytes, or pieces of words by the `tokenizers` library, kept with the run."""
+"""Convert text to tokens and back: bytes, or pieces of words by the `tokenizers` library."""
 
 import codecs
 import functools
@@ -11,22 +11,22 @@ import numpy as np
 from jaxattn.extras import require
 
 FILE = "tokenizer.json"
-END = "<|endoftext|>"
-# A byte-level BPE is learned from so much of each file, and files are read in pieces of a megabyte.
-LEARNED_BYTES, PIECE = 50_000_000, 2**20
+EOS = "<|endoftext|>"  # the text of the EOS token, which ends a document
+# A BPE is learned from so many bytes of each file. Files are read in pieces of a megabyte.
+BPE_BYTES, PIECE = 50_000_000, 2**20
 
 
 class Tokenizer(NamedTuple):
-    """How text becomes tokens: `encode(text)` gives a list of ids, `decode(ids)` text; `separator` ends documents."""
+    """Two functions, `encode(text) -> ids` and `decode(ids) -> text`, and the EOS token, if there is one."""
 
     vocab_size: int
-    separator: int | None
+    eos_token: int | None
     encode: Callable[[str], list[int]]
     decode: Callable[[Any], str]
 
 
 def bytes_tokenizer() -> Tokenizer:
-    """Take every byte as a token.
+    """Return the tokenizer whose tokens are bytes.
 
     Example:
         >>> from jaxattn.training.tokenizer import bytes_tokenizer
@@ -37,11 +37,11 @@ def bytes_tokenizer() -> Tokenizer:
 
 
 def read_tokenizer(file: Path) -> Tokenizer:
-    """Read a file of the `tokenizers` library, GPT-2's among them.
+    """Read a `tokenizer.json` of the `tokenizers` library, such as GPT-2's.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged or something else.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged or holds something else.
         ImportError: tokenizers is not installed.
     """
     tokenizers = require("tokenizers", extra="train")
@@ -50,8 +50,8 @@ def read_tokenizer(file: Path) -> Tokenizer:
     except OSError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{file} is damaged or no tokenizer: {error}") from None
-    # Text is cut by whoever trains, and begins and ends where it does.
+        raise ValueError(f"{file} is damaged or not a tokenizer: {error}") from None
+    # Training cuts the text into sequences itself.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     vocabulary = tokenizer.get_vocab()
@@ -63,23 +63,25 @@ def read_tokenizer(file: Path) -> Tokenizer:
         except Exception as error:
             words = ", ".join(sorted(vocabulary, key=vocabulary.__getitem__)[:40])
             start = text[:60] + (" …" if len(text) > 60 else "")
-            raise ValueError(f"{start!r} has a word that {file} does not know ({error}); it knows {words} …") from None
+            raise ValueError(
+                f"{start!r} has a word that is not in {file} ({error}); the vocabulary is {words} …"
+            ) from None
 
     return Tokenizer(
         1 + max(vocabulary.values(), default=0),
-        tokenizer.token_to_id(END),
+        tokenizer.token_to_id(EOS),
         encode,
         lambda tokens: tokenizer.decode([int(token) for token in tokens]),
     )
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
-    """Return the tokenizer of a run: the one that it keeps, or else bytes."""
+    """Return the tokenizer that a run has saved, or bytes if it has saved none."""
     return read_tokenizer(directory / FILE) if (directory / FILE).exists() else bytes_tokenizer()
 
 
 def learn_bpe(files: Sequence[Path], vocab_size: int) -> str:
-    """Learn a byte-level BPE from texts, and return it as the text of a `tokenizer.json`.
+    """Learn a byte-level BPE tokenizer from texts, and return the contents of its `tokenizer.json`.
 
     Raises:
         OSError: a file cannot be read.
@@ -94,15 +96,15 @@ def learn_bpe(files: Sequence[Path], vocab_size: int) -> str:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
     )
-    pieces = (piece for file in files for piece in _pieces(file, LEARNED_BYTES))
+    pieces = (piece for file in files for piece in _pieces(file, BPE_BYTES))
     tokenizer.train_from_iterator(pieces, trainer)
     return str(tokenizer.to_str())
 
 
 def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], directory: Path) -> tuple[list[Path], str]:
-    """Turn texts into files of tokens, one for each that is not there yet, and return them with the tokens' type.
+    """Write a file of tokens for each text, unless it exists already; return the files and the type of the tokens.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -123,25 +125,23 @@ def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], directory: Path) -
 
 
 def printable(tokens: Any) -> str:
-    """Show bytes as text: UTF-8 where it is, and no control characters that could upset a terminal."""
+    """Decode bytes as UTF-8; invalid bytes and control characters, which could disturb a terminal, are replaced."""
     text = np.asarray(tokens, np.uint8).tobytes().decode("utf-8", errors="replace")
-    return "".join(
-        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _pieces(file: Path, most: int | None = None) -> Iterator[str]:
-    """Read text piece by piece, cut after a line where there is one; what is no UTF-8 is replaced."""
-    decoder, rest, so_far = codecs.getincrementaldecoder("utf-8")(errors="replace"), "", 0
+def _pieces(file: Path, max_bytes: int | None = None) -> Iterator[str]:
+    """Read a text in pieces that end with a line, if there are lines; what is not UTF-8 is replaced."""
+    decoder, rest, bytes_read = codecs.getincrementaldecoder("utf-8")(errors="replace"), "", 0
     with open(file, "rb") as source:
         for content in iter(functools.partial(source.read, PIECE), b""):
-            rest, so_far = rest + decoder.decode(content), so_far + len(content)
+            rest, bytes_read = rest + decoder.decode(content), bytes_read + len(content)
             cut = rest.rfind("\n") + 1
-            # A text without lines grows until it is cut anywhere.
+            # Without the end of a line, the piece grows up to its maximum size and is cut anywhere.
             if cut or len(rest) >= PIECE:
                 yield rest[: cut or None]
                 rest = rest[cut:] if cut else ""
-            if most is not None and so_far >= most:
+            if max_bytes is not None and bytes_read >= max_bytes:
                 return
     rest += decoder.decode(b"", final=True)
     if rest:

@@ -18,7 +18,7 @@ def state(seed, width=300):
 
 @pytest.fixture
 def full(tmp_path):
-    """Checkpoints of six steps; the second one was best on held-out text."""
+    """Checkpoints of six steps; the second one had the lowest held-out loss."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step, loss in zip((10, 20, 25, 30, 40, 50), (5.0, 1.0, 6.0, 4.0, 3.0, 2.0), strict=True):
         checkpoints.save(step, state(step), loss)
@@ -33,12 +33,12 @@ def test_the_last_few_and_the_best_are_kept(full):
     for step in (20, 30, 40, 50):
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(step, state(0)), state(step))
     checkpoints.save(60, state(60), 2.5)
-    checkpoints.save(70, state(70), None)  # as a run that is stopped saves
+    checkpoints.save(70, state(70), None)  # as when a run is stopped
     checkpoints.wait()
     assert checkpoints.steps() == [20, 50, 60, 70]
 
 
-def test_what_is_saved_is_a_copy(tmp_path):
+def test_a_checkpoint_is_a_copy_of_the_state(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     kept = state(1)
     checkpoints.save(1, kept, 1.0)
@@ -66,35 +66,35 @@ def flip(place):
 @pytest.mark.parametrize(
     "damage", [truncate, flip, lambda place: largest(place).unlink()], ids=["truncate", "flip", "lose"]
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_found(full, damage):
+def test_a_damaged_checkpoint_is_named_and_the_last_intact_one_is_found(full, damage):
     damage(full / "50")
     checkpoints = Checkpoints(full)
     with pytest.raises(ValueError, match="50 is damaged"):
         checkpoints.restore(50, state(0))
-    assert checkpoints.whole_before(50, state(0)) == 40
-    checkpoints.forget_after(40)
+    assert checkpoints.last_intact_before(50, state(0)) == 40
+    checkpoints.delete_after(40)
     assert checkpoints.steps() == [20, 30, 40]
     assert not (full / "50").exists()
 
 
-def test_foreign_directories_are_named_or_passed_by(full):
+def test_foreign_directories_are_named_or_ignored(full):
     (full / "notes").mkdir()
     (full / "60").mkdir()
     checkpoints = Checkpoints(full)
     assert checkpoints.steps()[-1] == 60
-    with pytest.raises(ValueError, match="60 is damaged or no checkpoint of this run"):
+    with pytest.raises(ValueError, match="60 is damaged or not a checkpoint of this run"):
         checkpoints.restore(60, state(0))
-    assert checkpoints.whole_before(60, state(0)) == 50
+    assert checkpoints.last_intact_before(60, state(0)) == 50
 
 
 def test_another_models_checkpoint_is_refused(full):
-    with pytest.raises(ValueError, match="50 is damaged or no checkpoint of this run"):
+    with pytest.raises(ValueError, match="50 is damaged or not a checkpoint of this run"):
         Checkpoints(full).restore(50, state(0, width=301))
-    gc.collect()  # of reading that was begun and given up, Python would complain in another test
+    gc.collect()  # Python would warn about the unfinished read in another test
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_intact(full):
-    """In a process of its own, as orbax's threads complain aloud."""
+    """In a process of its own, because orbax's threads print errors."""
     program = f"""
         import pathlib, resource
         import jax, jax.numpy as jnp

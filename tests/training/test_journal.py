@@ -16,16 +16,16 @@ def written(tmp_path):
     return tmp_path
 
 
-def test_every_record_is_a_line_of_json(written):
+def test_every_record_is_one_line_of_json(written):
     records = [json.loads(line) for line in (written / "log.jsonl").read_text().splitlines()]
     assert records == read_journal(written)
     assert records[2] == {"step": 3, "loss": 1 / 3}
     assert records[-1] == {"step": 5, "held_out_loss": 0.5, "sample": "a fox"}
 
 
-def test_a_run_that_goes_on_drops_what_comes_after(written):
+def test_a_resumed_run_drops_the_records_after_its_checkpoint(written):
     with open(written / "log.jsonl", "a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write('{"step": "x"}\n[1]\n\udcff\n{"step": 6, "lo')  # damaged, and killed in the middle of a line
+        file.write('{"step": "x"}\n[1]\n\udcff\n{"step": 6, "lo')  # damaged, and cut off in the middle of a line
     journal = Journal(written, until=3)
     journal.write(4, loss=math.nan)
     journal.close()
@@ -39,7 +39,7 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_curve_is_drawn_and_is_the_same_again(written):
+def test_the_loss_curve_is_drawn_and_reproducible(written):
     draw_curve(written, "byte")
     first = (written / "loss.svg").read_bytes()
     assert b"held out" in first
@@ -48,10 +48,10 @@ def test_the_curve_is_drawn_and_is_the_same_again(written):
     assert (written / "loss.svg").read_bytes() == first
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def test_tensorboard_records_the_numbers(tmp_path):
     pytest.importorskip("tensorboardX", reason="writes TensorBoard's files: install the extra tensorboard")
     journal = Journal(tmp_path, until=0, tensorboard=True)
-    journal.write(1, loss=1.0, sample="no number")
+    journal.write(1, loss=1.0, sample="not a number")
     journal.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in file.read_bytes()

@@ -6,9 +6,9 @@ import textwrap
 from jaxattn.training.progress import Progress
 
 
-def test_lines_tell_step_loss_and_speed_but_not_of_the_first_step_or_a_pause(capsys):
+def test_lines_show_step_loss_and_speed_without_compilation_and_pauses(capsys):
     with Progress(first=0, steps=4, tokens_per_step=1000) as progress:
-        assert progress.update(1, 5.0) is None  # it compiles
+        assert progress.update(1, 5.0) is None  # includes compilation
         assert progress.update(2, 4.0) > 0
         progress.pause()
         assert progress.update(3, 3.0) is None
@@ -19,14 +19,14 @@ def test_lines_tell_step_loss_and_speed_but_not_of_the_first_step_or_a_pause(cap
     assert progress.tokens_per_second > 0
 
 
-def test_a_quiet_one_says_nothing(capsys):
+def test_quiet_prints_nothing(capsys):
     with Progress(first=0, steps=1, tokens_per_step=1, quiet=True) as progress:
         progress.update(1, 1.0)
         progress.say("nothing")
     assert capsys.readouterr().out == ""
 
 
-def test_a_reader_that_goes_away_or_lacks_letters_ends_nothing():
+def test_a_closed_pipe_or_a_poor_encoding_does_not_end_the_program():
     program = """
         import sys
         from jaxattn.training.progress import say

@@ -1,4 +1,4 @@
-"""Whole runs: stopped in every way and gone on with, on many devices, on texts larger than memory."""
+"""Whole runs: interrupted in every way and resumed, on many devices, on texts larger than memory."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ import pytest
 
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import saved_config
-from jaxattn.training.run import DivergedError, Run
+from jaxattn.training.recovery import LAST, DivergedError
+from jaxattn.training.run import Run
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "train.py"
 
@@ -36,7 +38,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def small(text):
-    """A configuration that trains in no time."""
+    """A configuration that trains quickly."""
     return TrainConfig(
         text=(text,), layers=1, heads=2, width=16, context_length=16, batch_size=4, dropout=0.1, steps=60, save_every=7,
         mesh="data=1",
@@ -44,7 +46,7 @@ def small(text):
 
 
 def on_devices(number):
-    """The environment of a process; its compiled programs are not kept, for it may die while it writes them."""
+    """The environment of a process; it does not cache compiled programs, as it may die while writing them."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "0"}
 
@@ -71,13 +73,13 @@ def wait_for_step(directory, step, process):
         time.sleep(0.005)
 
 
-def facts(directory):
-    """What a run wrote about every step, but for its speed."""
+def records_of(directory):
+    """What a run recorded for every step, except its speed."""
     records = [json.loads(line) for line in (Path(directory) / "log.jsonl").read_text().splitlines()]
     return {(r["step"], name): value for r in records for name, value in r.items() if name != "tokens_per_second"}
 
 
-def test_a_run_killed_again_and_again_ends_as_one_never_stopped(small, tmp_path):
+def test_a_run_killed_twice_and_resumed_ends_like_one_never_interrupted(small, tmp_path):
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     outcome = Run(dataclasses.replace(small, out=whole)).train()
     assert outcome.learned
@@ -86,17 +88,17 @@ def test_a_run_killed_again_and_again_ends_as_one_never_stopped(small, tmp_path)
             wait_for_step(killed, step, process)
             process.kill()
             said = process.communicate()[0]
-    assert re.search(r"going on from step (7|14)\n", said)
-    again = Run(saved_config(killed), resume=-1).train()
+    assert re.search(r"resuming from step (7|14)\n", said)
+    again = Run(saved_config(killed), resume=LAST).train()
     assert again.steps == 60
     for name in ("model.safetensors", "config.json"):
         assert (Path(whole) / name).read_bytes() == (Path(killed) / name).read_bytes()
-    assert facts(whole) == facts(killed)
+    assert records_of(whole) == records_of(killed)
     assert sorted(os.listdir(Path(killed) / "checkpoints"))[-1] == "60"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_the_run_and_says_how_to_go_on(small, tmp_path, number):
+def test_a_signal_saves_the_run_and_says_how_to_resume(small, tmp_path, number):
     with start(*options(dataclasses.replace(small, steps=10**6, save_every=10**6, out=str(tmp_path)))) as process:
         wait_for_step(tmp_path, 20, process)
         process.send_signal(number)
@@ -104,11 +106,25 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(small, tmp_path, number):
     assert process.returncode == 128 + number
     assert stderr == ""
     steps = int(
-        re.search(r"stopped after (\d+) steps, as asked: python scripts/train.py --out \S+ --resume goes on", stdout)[1]
+        re.search(r"stopped after (\d+) steps, as requested: jaxattn train --out \S+ --resume continues", stdout)[1]
     )
     assert steps >= 20
     assert os.listdir(tmp_path / "checkpoints") == [str(steps)]
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_run_of_version_0_1_0_resumes(tmp_path, monkeypatch):
+    """Its checkpoint is that of step 2; its log holds the losses up to step 6."""
+    with zipfile.ZipFile(Path(__file__).parent / "run_of_version_0_1_0.zip") as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    old = records_of("run")
+    assert Run(saved_config("run"), resume=LAST).train().steps == 6
+    new = records_of("run")
+    assert new.keys() == old.keys()
+    for name in ("loss", "held_out_loss", "gradient_norm", "learning_rate"):
+        losses = [[records[step, name] for step, key in old if key == name] for records in (old, new)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_run(small):
@@ -116,54 +132,59 @@ def test_the_same_seed_gives_the_same_run(small):
     assert first.after == again.after != other.after
 
 
-def test_a_finished_run_goes_on_to_its_report(small, tmp_path):
+def test_resuming_a_finished_run_repeats_its_report(small, tmp_path):
     config = dataclasses.replace(small, steps=5, out=str(tmp_path))
-    first, again = Run(config).train(), Run(saved_config(config.out), resume=-1).train()
+    first, again = Run(config).train(), Run(saved_config(config.out), resume=LAST).train()
     assert (first.before, first.after, first.bigram) == (again.before, again.after, again.bigram)
     assert again.tokens_per_second is None
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered_and_works(small, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_last_intact_one_is_offered_and_works(small, tmp_path):
     config = dataclasses.replace(small, steps=14, out=str(tmp_path))
     Run(config).train()
     expected = (tmp_path / "model.safetensors").read_bytes()
     files = [file for file in (tmp_path / "checkpoints" / "14").rglob("*") if file.is_file()]
     max(files, key=lambda file: file.stat().st_size).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"checkpoints/14 is damaged.*step 7 is complete.*--resume 7 goes on"):
-        Run(config, resume=-1).train()
-    with pytest.raises(ValueError, match=r"--resume 8: no complete checkpoint of that step is there, but 7, 14"):
+    with pytest.raises(ValueError, match=r"checkpoints/14 is damaged.*step 7 is intact.*--resume 7 resumes"):
+        Run(config, resume=LAST).train()
+    with pytest.raises(ValueError, match=r"--resume 8: there is no complete checkpoint of that step, only 7, 14"):
         Run(config, resume=8).train()
     (tmp_path / "model.safetensors").unlink()
     Run(config, resume=7).train()
     assert (tmp_path / "model.safetensors").read_bytes() == expected
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_says_where(small, tmp_path):
+def test_a_nan_loss_stops_the_run_and_says_where(small, tmp_path):
     config = dataclasses.replace(small, learning_rate=1e9, save_every=1, out=str(tmp_path))
-    with pytest.raises(DivergedError, match=r"at step \d+ .* at byte \d+, \d+, \d+, \d+ of.* last good checkpoint is"):
+    with pytest.raises(
+        DivergedError,
+        match=r"at step \d+ .* at byte \d+, \d+, \d+, \d+ of.* --resume \d+ resumes from the last good checkpoint",
+    ):
         Run(config).train()
     assert not (tmp_path / "model.safetensors").exists()
-    losses = [value for (_, name), value in facts(tmp_path).items() if name == "loss"]
+    losses = [value for (_, name), value in records_of(tmp_path).items() if name == "loss"]
     assert losses
     assert all(map(math.isfinite, losses))
 
 
-def test_a_held_out_loss_that_is_no_number_stops_the_run_before_it_is_saved(small, tmp_path):
+def test_a_nan_held_out_loss_stops_the_run_before_it_is_saved(small, tmp_path):
     run = Run(dataclasses.replace(small, steps=14, out=str(tmp_path)))
-    whole, seen = run.evaluate, []
+    evaluate_run, losses = run.evaluate, []
 
     def evaluate(params):
-        seen.append(whole(params))
-        return seen[-1] if len(seen) < 3 else seen[-1]._replace(held_out=math.nan)
+        losses.append(evaluate_run(params))
+        return losses[-1] if len(losses) < 3 else losses[-1]._replace(held_out=math.nan)
 
     run.evaluate = evaluate
-    with pytest.raises(DivergedError, match=r"at step 14 the held-out loss is nan.* last good checkpoint is .* 7;"):
+    with pytest.raises(
+        DivergedError, match=r"at step 14 the held-out loss is nan.* --resume 7 resumes from the last good checkpoint"
+    ):
         run.train()
     assert os.listdir(tmp_path / "checkpoints") == ["7"]
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_what_cannot_be_done_is_said_before_anything_is_touched(small, tmp_path):
+def test_an_impossible_configuration_is_refused_before_anything_is_written(small, tmp_path):
     config = dataclasses.replace(small, steps=14, out=str(tmp_path))
     Run(config).train()
     with pytest.raises(ValueError, match="--accumulate 3 does not divide the 4 sequences"):
@@ -172,8 +193,8 @@ def test_what_cannot_be_done_is_said_before_anything_is_touched(small, tmp_path)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["14", "7"]
 
 
-def test_a_full_disk_ends_the_run_in_a_sentence_and_it_goes_on_when_there_is_room(small, tmp_path):
-    """As on a disk on which no file grows beyond a limit; the log is the first to meet it."""
+def test_a_full_disk_ends_the_run_in_one_sentence_and_it_resumes_once_there_is_room(small, tmp_path):
+    """The shell limits the size of files; the log reaches the limit first."""
     config = dataclasses.replace(small, steps=10**6, save_every=50, out=str(tmp_path))
     limit = f"ulimit -f 100 && exec {shlex.join([sys.executable, '-u', str(SCRIPT), *map(str, options(config))])}"
     finished = subprocess.run(
@@ -181,14 +202,14 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_it_goes_on_when_there_is_roo
     )
     assert finished.returncode == 2, finished.stdout[-2000:]
     (line,) = finished.stderr.strip().splitlines()
-    step = int(re.search(r"File too large.*the checkpoint of step (\d+) is intact: .* --resume goes on", line)[1])
+    step = int(re.search(r"File too large.*the checkpoint of step (\d+) is intact: .* --resume resumes", line)[1])
     assert step >= 50
-    run = Run(saved_config(config.out), resume=-1)
+    run = Run(saved_config(config.out), resume=LAST)
     run.config = dataclasses.replace(run.config, steps=step + 3)
     assert run.train().steps == step + 3
 
 
-def test_a_run_learns_words_as_well_as_bytes(small, tmp_path):
+def test_a_run_trains_on_tokens_of_a_learned_or_given_tokenizer(small, tmp_path):
     outcome = Run(
         dataclasses.replace(small, tokenizer="bpe", vocab_size=300, steps=20, out=str(tmp_path / "a"))
     ).train()
@@ -198,8 +219,8 @@ def test_a_run_learns_words_as_well_as_bytes(small, tmp_path):
         small, tokenizer=str(tmp_path / "a" / "tokenizer.json"), steps=20, out=str(tmp_path / "b")
     )
     assert Run(own).train().after == outcome.after
-    Path(own.tokenizer).unlink()  # the run keeps its own
-    assert Run(saved_config(own.out), resume=-1).train().after == outcome.after
+    Path(own.tokenizer).unlink()  # the run has its own copy
+    assert Run(saved_config(own.out), resume=LAST).train().after == outcome.after
 
 
 def test_eight_devices_give_the_losses_of_one(text):
@@ -211,21 +232,21 @@ def test_eight_devices_give_the_losses_of_one(text):
         runs = [("data=1", 0.0), ("data=2,model=2,seq=2", 0.0), ("data=4,model=2", 0.0), ("data=1", 0.2), ("", 0.2)]
         for mesh, dropout in runs:
             run = Run(TrainConfig(**sizes, mesh=mesh, dropout=dropout))
-            run._report = lambda outcome, params: print("OUT", json.dumps([*outcome.before, *outcome.after]))
-            run.train()
+            outcome = run.train()
+            print("OUT", json.dumps([*outcome.before, *outcome.after]))
     """
     command, environment = [sys.executable, "-c", textwrap.dedent(program)], on_devices(8)
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert "devices    data 8," in finished.stdout
-    plain, split, halved, dropping, spread = (
+    one, three_axes, two_axes, dropout, dropout_on_all = (
         json.loads(line[4:]) for line in finished.stdout.splitlines() if line.startswith("OUT")
     )
-    np.testing.assert_allclose([split, halved], [plain, plain], rtol=1e-5)
-    np.testing.assert_allclose(spread, dropping, rtol=1e-5)
+    np.testing.assert_allclose([three_axes, two_axes], [one, one], rtol=1e-5)
+    np.testing.assert_allclose(dropout_on_all, dropout, rtol=1e-5)
 
 
-def test_two_processes_train_together_and_one_goes_on(small, tmp_path):
+def test_two_processes_train_together_and_one_resumes(small, tmp_path):
     config = dataclasses.replace(small, mesh="", dropout=0.0, steps=10**6, out=str(tmp_path / "two"))
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -233,7 +254,7 @@ def test_two_processes_train_together_and_one_goes_on(small, tmp_path):
     together = ["--coordinator", place, "--processes", 2, "--process"]
     with start(*options(config), *together, 0) as first, start(*options(config), *together, 1) as second:
         wait_for_step(config.out, 8, first)
-        second.send_signal(signal.SIGTERM)  # one is told, both stop
+        second.send_signal(signal.SIGTERM)  # one receives it, both stop
         for process in (first, second):
             stdout, stderr = process.communicate(timeout=200)
             assert process.returncode == 128 + signal.SIGTERM, stderr[-2000:]
@@ -241,19 +262,21 @@ def test_two_processes_train_together_and_one_goes_on(small, tmp_path):
     step = max(map(int, os.listdir(tmp_path / "two" / "checkpoints")))
     resumed = dataclasses.replace(saved_config(config.out), mesh="data=1")
     losses = {}
-    for run in (Run(resumed, resume=-1), Run(dataclasses.replace(resumed, out=None))):
-        run.config = dataclasses.replace(run.config, steps=step + 3)  # what is left of a million is not waited for
-        losses[run.resumed] = run.train().after
-    assert losses[-1].held_out == pytest.approx(losses[None].held_out, rel=1e-4)
+    for run in (Run(resumed, resume=LAST), Run(dataclasses.replace(resumed, out=None))):
+        run.config = dataclasses.replace(run.config, steps=step + 3)
+        losses[run.resume] = run.train().after
+    assert losses[LAST].held_out == pytest.approx(losses[None].held_out, rel=1e-4)
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path):
-    """Two gigabytes, of which the disk stores nothing."""
+    """With a sparse file of two gigabytes."""
     program = """
         import resource, sys
         from pathlib import Path
-        from jaxattn.training.directory import fingerprints
-        from jaxattn.training.text import bigram_loss, make_batch, make_corpus
+        from jaxattn.tasks.text import fingerprints
+        from jaxattn.training.batches import make_batch
+        from jaxattn.training.bigram import bigram_loss
+        from jaxattn.training.text import make_corpus
         path = Path(sys.argv[1])
         fingerprints([path])
         corpus = make_corpus([path], 128)
@@ -274,11 +297,11 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 
 
 @pytest.mark.parametrize("delay", [0.3, 1.5, 2.5])
-def test_a_signal_before_training_begins_ends_it_in_a_sentence(small, delay):
+def test_a_signal_before_training_starts_ends_it_in_one_sentence(small, delay):
     with start(*options(dataclasses.replace(small, steps=10**6))) as process:
         time.sleep(delay)
         process.terminate()
         _, stderr = process.communicate(timeout=60)
-    # Right at its start Python itself has not come to the script; late, training has begun.
+    # At first, Python has not reached the script yet; later, training may have started.
     assert process.returncode in ((143, -signal.SIGTERM) if delay < 1 else (143,))
-    assert stderr in ("", "train.py: interrupted; what was saved before is intact\n")
+    assert stderr in ("", "jaxattn train: interrupted; what was saved before is intact\n")

@@ -12,7 +12,7 @@ CONFIG = GPTConfig(256, 8, 1, 2, 4)
 PARAMS = GPT(CONFIG).init(jax.random.key(0), jnp.zeros(8, jnp.int32))["params"]
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_model_loads_with_the_same_parameters(tmp_path):
     save_model(prepare_directory(str(tmp_path / "a" / "b")), CONFIG, PARAMS)
     model, params = load_model(tmp_path / "a" / "b")
     assert model.config == CONFIG
@@ -55,7 +55,7 @@ def test_a_damaged_directory_is_named(tmp_path, change, words):
         load_model(tmp_path)
 
 
-def test_a_directory_that_holds_nothing_is_an_oserror(tmp_path):
+def test_a_directory_without_a_model_is_an_oserror(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_model(tmp_path)
     (tmp_path / "file").write_text("")

@@ -6,36 +6,36 @@ import pytest
 from jax import export
 
 from jaxattn import GPT, GPTConfig
+from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
+from jaxattn.training.evaluation import make_mean_loss
 from jaxattn.training.step import (
-    counted,
     init_state,
-    make_evaluation,
     make_optimizer,
     make_schedule,
     make_step,
     summed_loss,
+    token_weights,
 )
-from jaxattn.training.text import Batch
 
 CONFIG = GPTConfig(256, 8, 1, 2, 8, dropout_rate=0.2)
 BATCH = Batch(jax.random.randint(jax.random.key(0), (4, 9), 0, 256))
 DOCUMENTS = jnp.array([[1] * 9, [1, 1, 1, 2, 2, 2, 2, 3, 3], [1, 2, 3, 3, 3, 3, 0, 0, 0], [1] * 4 + [0] * 5])
 
 
-def fresh(config=CONFIG, learning_rate=1e-2, steps=60, parts=1, **options):
+def fresh(config=CONFIG, learning_rate=1e-2, steps=60, microbatches=1, **options):
     model, schedule = GPT(config, **options), make_schedule(steps, learning_rate)
     mesh = make_mesh({"data": 1}, 4, config.num_heads, config.context_length)
     state = init_state(model, make_optimizer(schedule), jax.random.key(0), mesh)
-    return model, state, make_step(model, schedule, jax.random.key(1), mesh, parts)
+    return model, state, make_step(model, schedule, jax.random.key(1), mesh, microbatches)
 
 
 def next_token_loss(model, params, batch):
-    return summed_loss(model, params, batch) / counted(batch).sum()
+    return summed_loss(model, params, batch) / token_weights(batch).sum()
 
 
 def losses_of(model, params, batch):
-    """Each next token's loss `(B, T)` in float64, written out plainly."""
+    """The loss of each next token `(B, T)`, by the formula, in float64."""
     logits = np.asarray(jax.jit(model.apply)({"params": params}, batch.tokens[:, :-1]), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -np.take_along_axis(log_p, np.asarray(batch.tokens[:, 1:, None], np.int64), -1)[..., 0]
@@ -45,12 +45,12 @@ def test_the_loss_is_the_mean_negative_log_probability_of_the_next_token():
     model, state, _ = fresh()
     expected = losses_of(model, state.params, BATCH).mean()
     assert next_token_loss(model, state.params, BATCH) == pytest.approx(expected, rel=1e-5)
-    evaluate = make_evaluation(model, make_mesh({"data": 1}, 4, 2, 8))
+    evaluate = make_mean_loss(model, make_mesh({"data": 1}, 4, 2, 8))
     stacked = Batch(jnp.stack([BATCH.tokens] * 3))
     assert evaluate(state.params, stacked) == pytest.approx(expected, rel=1e-5)
 
 
-def test_packed_documents_lose_what_they_lose_alone_and_padding_nothing():
+def test_packed_documents_have_the_loss_they_have_alone_and_padding_has_none():
     model, state, _ = fresh()
     alone = []
     for tokens, documents in zip(BATCH.tokens, DOCUMENTS, strict=True):
@@ -62,12 +62,12 @@ def test_packed_documents_lose_what_they_lose_alone_and_padding_nothing():
     assert next_token_loss(model, state.params, other) == next_token_loss(model, state.params, packed)
 
 
-def test_learns_a_batch_by_heart():
+def test_a_small_model_memorizes_a_batch():
     _, state, step = fresh(GPTConfig(256, 8, 2, 2, 32), steps=150)
     losses = []
     for _ in range(150):
-        state, measures = step(state, BATCH)
-        losses.append(float(measures.loss))
+        state, metrics = step(state, BATCH)
+        losses.append(float(metrics.loss))
     assert losses[0] == pytest.approx(np.log(256), rel=0.05)
     assert losses[-1] < 0.5
 
@@ -76,24 +76,24 @@ def run(steps=5, batch=BATCH, **options):
     _, state, step = fresh(**options)
     losses = []
     for _ in range(steps):
-        state, measures = step(state, batch)
-        losses.append(float(measures.loss))
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
     return losses, state.params
 
 
-def test_the_same_seed_gives_the_same_losses_to_the_last_bit_and_each_step_drops_other_cells():
+def test_the_same_seed_gives_bitwise_equal_losses_and_each_step_drops_other_entries():
     assert run()[0] == run()[0]
-    assert len(set(run(learning_rate=0.0)[0])) == 5  # the parameters stand still, so what differs is dropout
+    assert len(set(run(learning_rate=0.0)[0])) == 5  # with constant parameters, only dropout differs
 
 
-@pytest.mark.parametrize("options", [{"parts": 2}, {"parts": 4}, {"remat": True}], ids=str)
+@pytest.mark.parametrize("options", [{"microbatches": 2}, {"microbatches": 4}, {"remat": True}], ids=str)
 @pytest.mark.parametrize("batch", [BATCH, Batch(BATCH.tokens, DOCUMENTS)], ids=["one document", "packed"])
-def test_parts_and_remat_change_nothing_but_rounding(options, batch):
-    """With dropout: what is dropped follows from the example, not from the part that it is in."""
+def test_microbatches_and_remat_change_only_rounding(options, batch):
+    """With dropout: the dropped entries follow from the example, not from its microbatch."""
     np.testing.assert_allclose(run(5, batch)[0], run(5, batch, **options)[0], rtol=1e-5)
 
 
-def test_the_gradients_norm_is_that_of_finite_differences():
+def test_the_gradient_norm_equals_that_of_finite_differences():
     model, state, step = fresh(GPTConfig(16, 4, 1, 1, 4))
     batch = Batch(BATCH.tokens[:, :5] % 16)
     flat, restore = jax.flatten_util.ravel_pytree(state.params)
@@ -101,19 +101,19 @@ def test_the_gradients_norm_is_that_of_finite_differences():
         flat = jnp.asarray(np.asarray(flat, np.float64))
         restore = jax.flatten_util.ravel_pytree(jax.tree.map(lambda p: np.asarray(p, np.float64), state.params))[1]
         loss = jax.jit(lambda flat: next_token_loss(model, restore(flat), batch))
-        slopes = jax.lax.map(lambda e: (loss(flat + 1e-5 * e) - loss(flat - 1e-5 * e)) / 2e-5, jnp.eye(len(flat)))
-        expected = float(jnp.linalg.norm(slopes))
+        gradient = jax.lax.map(lambda e: (loss(flat + 1e-5 * e) - loss(flat - 1e-5 * e)) / 2e-5, jnp.eye(len(flat)))
+        expected = float(jnp.linalg.norm(gradient))
     assert float(step(state, batch)[1].gradient_norm) == pytest.approx(expected, rel=1e-3)
 
 
-def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters():
+def test_bfloat16_gives_nearly_the_same_losses_and_keeps_float32_parameters():
     (losses, _), (others, params) = run(3), run(3, dtype=jnp.bfloat16)
     assert losses != others
     np.testing.assert_allclose(losses, others, rtol=1e-2)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_weight_decay_pulls_on_matrices_alone():
+def test_weight_decay_applies_to_matrices_only():
     optimizer = make_optimizer(make_schedule(10, 1.0))
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(params)
@@ -132,7 +132,7 @@ def test_the_learning_rate_warms_up_and_decays():
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
 
 
-def test_the_step_takes_its_state_over():
+def test_the_step_donates_its_state():
     _, state, step = fresh()
     step(state, BATCH)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))

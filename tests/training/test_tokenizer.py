@@ -25,13 +25,13 @@ def learned(tmp_path_factory):
 
 
 @given(st.text())
-def test_bytes_are_read_back(text):
+def test_bytes_round_trip(text):
     tokens = bytes_tokenizer().encode(text.encode("utf-8", "ignore").decode())
     assert bytes(tokens).decode() == text.encode("utf-8", "ignore").decode()
     assert printable(tokens).isprintable() or {"\n", "\t"} & set(printable(tokens))
 
 
-def test_a_learned_tokenizer_shortens_its_text_and_reads_any_back(learned):
+def test_a_learned_tokenizer_compresses_its_text_and_any_text_round_trips(learned):
     tokenizer = open_tokenizer(learned)
     assert tokenizer.vocab_size == 300
     assert len(tokenizer.encode(TEXT)) < len(TEXT.encode()) / 2
@@ -43,11 +43,11 @@ def test_the_same_text_gives_the_same_tokenizer(learned):
     assert learn_bpe([learned / "text"], 300) == (learned / "tokenizer.json").read_text(encoding="utf-8")
 
 
-def test_a_run_without_a_tokenizer_has_bytes(tmp_path):
+def test_a_run_without_a_tokenizer_file_uses_bytes(tmp_path):
     assert open_tokenizer(tmp_path).vocab_size == 256
 
 
-def test_files_of_tokens_hold_the_text_and_are_made_once(learned):
+def test_token_files_hold_the_text_and_are_written_once(learned):
     tokenizer = open_tokenizer(learned)
     (path,), dtype = write_tokens(tokenizer, [learned / "text"], learned / "tokens")
     assert tokenizer.decode(np.fromfile(path, dtype)) == TEXT
@@ -60,13 +60,13 @@ def test_files_of_tokens_hold_the_text_and_are_made_once(learned):
 @pytest.mark.parametrize(
     "content", [b"x" * 3_000_000, b"a line\n" * 400_000, b"\xff\xfe \n" * 10, "漢".encode() * 700_001], ids=len
 )
-def test_long_texts_and_strange_bytes_are_read_in_pieces(learned, tmp_path, content):
+def test_long_texts_and_invalid_bytes_are_read_in_pieces(learned, tmp_path, content):
     (tmp_path / "text").write_bytes(content)
     (path,), dtype = write_tokens(open_tokenizer(learned), [tmp_path / "text"], tmp_path / "tokens")
     assert open_tokenizer(learned).decode(np.fromfile(path, dtype)) == content.decode(errors="replace")
 
 
-def test_of_a_given_tokenizer_neither_its_length_nor_its_frame_is_taken(learned, tmp_path):
+def test_truncation_padding_and_special_tokens_of_a_given_tokenizer_are_ignored(learned, tmp_path):
     tokenizers = pytest.importorskip("tokenizers", reason="install the extra train")
     given = tokenizers.Tokenizer.from_file(str(learned / "tokenizer.json"))
     given.add_special_tokens(["[BOS]"])
@@ -76,17 +76,17 @@ def test_of_a_given_tokenizer_neither_its_length_nor_its_frame_is_taken(learned,
     given.enable_truncation(8)
     given.enable_padding(length=9)
     given.save(str(tmp_path / "tokenizer.json"))
-    came = open_tokenizer(tmp_path)
-    assert came.encode(TEXT) == open_tokenizer(learned).encode(TEXT)
-    assert came.vocab_size == 301
+    opened = open_tokenizer(tmp_path)
+    assert opened.encode(TEXT) == open_tokenizer(learned).encode(TEXT)
+    assert opened.vocab_size == 301
 
 
 def test_the_end_of_a_document_is_one_token(learned):
     tokenizer = open_tokenizer(learned)
-    assert tokenizer.encode("dog<|endoftext|>fox").count(tokenizer.separator) == 1
+    assert tokenizer.encode("dog<|endoftext|>fox").count(tokenizer.eos_token) == 1
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path):
+def test_a_file_that_is_not_a_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged or no tokenizer"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged or not a tokenizer"):
         read_tokenizer(tmp_path / "tokenizer.json")

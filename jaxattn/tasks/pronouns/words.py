@@ -1,18 +1,18 @@
-"""The words of the language of pronouns: their ids, their spelling, and a tokenizer that knows them."""
+"""The vocabulary of the pronoun sentences, and its tokenizer."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from jaxattn.extras import require
-from jaxattn.training.tokenizer import END
+from jaxattn.training.tokenizer import EOS
 
 PRONOUNS = ("him", "her")
-# The first half are him, the second half her.
+# The first half is "him", the second half "her".
 NOUNS = (
     *("dog", "fox", "bull", "ram", "stallion", "rooster", "lion", "tiger", "drake", "gander"),
     *("cat", "vixen", "cow", "ewe", "mare", "hen", "lioness", "tigress", "duck", "goose"),
 )
-# What each of them may be doing: "which bit him barking".
+# What each of them was doing, in the order of NOUNS: "which bit him barking".
 SOUNDS = (
     *("barking", "yapping", "mooing", "bleating", "neighing", "crowing", "roaring", "growling", "quacking", "honking"),
     *("purring", "yapping", "mooing", "bleating", "neighing", "clucking", "roaring", "growling", "quacking", "honking"),
@@ -23,43 +23,41 @@ BEFORE_PRONOUN = ("bit", "heard", "saw", "watched", "caught", "found", "left", "
 
 WORDS = tuple(
     dict.fromkeys(
-        (END, *PRONOUNS, "the", "which", "near", ",", ".", *NOUNS, *SOUNDS, *ADJECTIVES, *VERBS, *BEFORE_PRONOUN)
+        (EOS, *PRONOUNS, "the", "which", "near", ",", ".", *NOUNS, *SOUNDS, *ADJECTIVES, *VERBS, *BEFORE_PRONOUN)
     )
 )
 
 
 def vocabulary() -> dict[str, int]:
-    """Return every word with its id; the end of a sentence is 0.
+    """Return every word with its id; EOS is 0.
 
     Example:
-        >>> from jaxattn.training.pronoun_words import END, vocabulary
-        >>> vocabulary()[END], len(vocabulary())
+        >>> from jaxattn.tasks.pronouns.words import EOS, vocabulary
+        >>> vocabulary()[EOS], len(vocabulary())
         (0, 66)
     """
     return {word: number for number, word in enumerate(WORDS)}
 
 
 def spell(tokens: Iterable[int]) -> str:
-    """Write token ids as words, up to the end of the sentence.
+    """Turn token ids into words, up to the end of the sentence.
 
     Example:
-        >>> from jaxattn.training.pronoun_words import END, spell, vocabulary
-        >>> spell(vocabulary()[word] for word in ("the", "dog", END, END))
+        >>> from jaxattn.tasks.pronouns.words import EOS, spell, vocabulary
+        >>> spell(vocabulary()[word] for word in ("the", "dog", EOS, EOS))
         'the dog'
     """
-    return " ".join(WORDS[token] for token in tokens).partition(END)[0].rstrip()
+    return " ".join(WORDS[token] for token in tokens).partition(EOS)[0].rstrip()
 
 
 def make_tokenizer() -> Any:
-    """Return a `tokenizers.Tokenizer` of one token a word, to be saved beside a model as `tokenizer.json`.
-
-    It has no token for unknown words: encoding one is an error.
+    """Return a `tokenizers.Tokenizer` with one token per word; encoding an unknown word is an error.
 
     Raises:
         ImportError: tokenizers is not installed.
 
     Example:
-        >>> from jaxattn.training.pronoun_words import make_tokenizer
+        >>> from jaxattn.tasks.pronouns.words import make_tokenizer
         >>> tokenizer = make_tokenizer()
         >>> tokenizer.decode(tokenizer.encode("Near the cow, the dog").ids)
         'near the cow , the dog'
@@ -68,5 +66,5 @@ def make_tokenizer() -> Any:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary()))
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([END])
+    tokenizer.add_special_tokens([EOS])
     return tokenizer

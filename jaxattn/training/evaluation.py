@@ -1,0 +1,65 @@
+"""The loss on fixed batches of the training text and of the held-out text."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxattn.models.gpt import GPT
+from jaxattn.training.batches import Batch, make_batch
+from jaxattn.training.config import TrainConfig
+from jaxattn.training.sharding import replicated, shard_batch, sum_over_data
+from jaxattn.training.step import summed_loss, token_weights
+from jaxattn.training.text import Corpus
+
+EVALUATION_BATCHES = 16
+
+
+class Losses(NamedTuple):
+    """Mean losses on the fixed batches, in nats per token."""
+
+    train: float
+    held_out: float
+
+
+class FixedBatches(NamedTuple):
+    """The batches on which losses are measured, each stacked: `(EVALUATION_BATCHES, B, context_length + 1)`."""
+
+    train: Batch
+    held_out: Batch
+
+
+def fixed_batches(corpus: Corpus, config: TrainConfig) -> FixedBatches:
+    """Read the batches, which follow from the seed."""
+    stacked = []
+    for part, text in enumerate(corpus):
+        batches = [
+            make_batch(text, config.batch_size, config.context_length + 1, (config.seed, 0, part, number))
+            for number in range(EVALUATION_BATCHES)
+        ]
+        stacked.append(jax.tree.map(lambda *arrays: np.stack(arrays), *batches))
+    return FixedBatches(*stacked)
+
+
+def make_evaluate(model: GPT, mesh: Mesh, batches: FixedBatches) -> Callable[[Any], Losses]:
+    """Return a function from parameters to the losses on the fixed batches."""
+    mean_loss = make_mean_loss(model, mesh)
+    on_devices = [shard_batch(mesh, batch, axis=1) for batch in batches]
+    return lambda params: Losses(*(float(mean_loss(params, batch)) for batch in on_devices))
+
+
+def make_mean_loss(model: GPT, mesh: Mesh) -> Callable[[Any, Batch], Array]:
+    """Compile `(params, batches) -> mean loss` over batches stacked along the first axis."""
+    sum_of_batch = sum_over_data(
+        mesh, lambda params, batch: jnp.stack([summed_loss(model, params, batch), token_weights(batch).sum()])
+    )
+
+    def mean_loss(params: Any, batches: Batch) -> Array:
+        loss, tokens = jax.lax.map(lambda batch: sum_of_batch(params, batch), batches).sum(0)
+        return loss / jnp.maximum(tokens, 1)
+
+    return jax.jit(mean_loss, out_shardings=replicated(mesh))

@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import sys
+import types
+
+import pytest
+
+from jaxattn.tasks import TASKS, Data, Task
+from jaxattn.tasks.text import TASK as TEXT
+from jaxattn.training.command import parse
+from jaxattn.training.config import TrainConfig
+from jaxattn.training.run import Run
+
+
+def config(*arguments):
+    return parse([str(argument) for argument in arguments])[1]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A configuration, saved as a run saves it."""
+    saved = TrainConfig(text=("a",), steps=3, width=64, remat=True, out=str(tmp_path))
+    (tmp_path / "run.json").write_text(json.dumps({"config": dataclasses.asdict(saved), "texts": []}))
+    return saved
+
+
+def test_options_are_fields_of_the_configuration():
+    assert config() == TrainConfig()
+    given = config("--text", "a", "b", "--steps", 3, "--dropout", 0.5, "--remat", "--mesh", "data=2,model=2")
+    assert given == TrainConfig(text=("a", "b"), steps=3, dropout=0.5, remat=True, mesh="data=2,model=2")
+
+
+def test_options_that_are_not_given_are_those_of_the_saved_run(saved):
+    assert config("--resume", "--out", saved.out) == saved
+    changed = config("--width", 32, "--mesh", "data=2", "--no-remat", "--out", saved.out, "--resume", 7)
+    assert not changed.remat
+    assert saved.differences(changed) == ["--width 64, not 32"]
+    assert parse(["--out", saved.out, "--resume", "7"])[0].resume == 7
+    assert parse(["--out", saved.out, "--resume"])[0].resume == -1
+
+
+def test_options_that_are_not_given_are_those_of_the_tasks_preset():
+    preset = TrainConfig(task="pronouns", layers=2, heads=4, batch_size=32, steps=2000, save_every=500)
+    assert config("--task", "pronouns") == preset
+    assert config("--task", "pronouns", "--steps", 5) == dataclasses.replace(preset, steps=5)
+
+
+def test_help_shows_the_defaults_that_hold(capsys, saved):
+    for arguments, words in ((["--task", "pronouns"], "training steps (default: 2000)"), ([], "(default: 1000)")):
+        with pytest.raises(SystemExit, match="0"):
+            parse([*arguments, "--help"])
+        assert words in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        parse(["--out", saved.out, "--resume", "--help"])
+    assert "training steps (default: 3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", 0], "--steps is 0"),
+        (["--heads", 3], "--width 129"),
+        (["--dropout", 1], "dropout_rate=1.0"),
+        (["--learning-rate", "nan"], "--learning-rate is nan"),
+        (["--dtype", "int8"], "--dtype is 'int8', but must be float32 or bfloat16"),
+        (["--mesh", "rows=2"], "'rows=2' is not understood"),
+        (["--mesh", "data=0"], "'data=0' is not understood"),
+        (["--mesh", "seq=2", "--dropout", 0.1], "--mesh seq="),
+        (["--tensorboard"], "--out DIR"),
+        (["--task", "chess"], "--task is 'chess', but must be text or pronouns"),
+        (["--vocab-size", 300], "--vocab-size 300 is only for --tokenizer bpe"),
+        (["--out", "dir\udce9"], "cannot be shown"),
+        (["--task", "pronouns", "--text", "a"], "leave --text"),
+        (["--task", "pronouns", "--context-length", 16], "write --context-length 27 or more"),
+        (["--resume"], "name its directory with --out DIR"),
+    ],
+)
+def test_invalid_options_are_named(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        config(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--stps", "5"], "--stps is not an option: did you mean --steps?"),
+        (["--nothing-like-it"], "--nothing-like-it is not an option: --help lists the options"),
+        (["--steps", "x"], "argument --steps: invalid int value: 'x'"),
+        (["--task"], "argument --task: expected one argument"),
+    ],
+)
+def test_a_misspelled_option_is_one_sentence(arguments, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(arguments)
+    assert capsys.readouterr().err == f"jaxattn train: {words}\n"
+
+
+def test_a_task_is_one_module_and_one_line_of_the_registry(monkeypatch, tmp_path, capsys):
+    class Letters(Task):
+        preset = types.MappingProxyType({"layers": 1, "width": 8, "heads": 2, "context_length": 8, "steps": 2})
+
+        def open_data(self, config, directory) -> Data:
+            (directory / "letters").write_bytes(bytes(range(97, 123)) * 20)
+            return TEXT.open_data(dataclasses.replace(config, text=(str(directory / "letters"),)), directory)
+
+        def report(self, config, model, params, directory):
+            return f"{model.config.num_layers} layer learned the alphabet"
+
+    monkeypatch.setitem(sys.modules, "letters_task", types.SimpleNamespace(TASK=Letters()))
+    monkeypatch.setitem(TASKS, "letters", "letters_task")
+    Run(config("--task", "letters", "--mesh", "data=1")).train()
+    assert "1 layer learned the alphabet" in capsys.readouterr().out
