@@ -19,10 +19,10 @@ from jaxattn.stages import (
     SelfAttention,
     SimpleSelfAttention,
 )
-from jaxattn.training.pronoun_report import read_report
-from jaxattn.training.pronoun_words import PRONOUNS
+from jaxattn.tasks.pronouns.report import read_report
+from jaxattn.tasks.pronouns.words import PRONOUNS
 from jaxattn.training.saving import load_model
-from jaxattn.training.tokenizer import END, Tokenizer, open_tokenizer
+from jaxattn.training.tokenizer import EOS, Tokenizer, open_tokenizer
 
 FEWEST, MOST = 2, 24
 # So many of the words that may come next are shown.
@@ -146,7 +146,7 @@ def run_story(directory: str, text: str | None, seed: int, most: int | None = MO
 
 def _label(tokenizer: Tokenizer, token: int) -> str:
     """Write a token so that the white space in it is seen."""
-    text = END if token == tokenizer.separator else tokenizer.decode([token])
+    text = EOS if token == tokenizer.eos_token else tokenizer.decode([token])
     return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"}) if text != text.strip() or not text else text
 
 

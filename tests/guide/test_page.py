@@ -31,8 +31,8 @@ from jaxattn.functional import (
 )
 from jaxattn.guide.page import render_page, shown
 from jaxattn.guide.story import book_story, drawn_story, run_story
-from jaxattn.training.pronoun_report import PronounReport, write_report
-from jaxattn.training.pronoun_words import make_tokenizer
+from jaxattn.tasks.pronouns.report import PronounReport, write_report
+from jaxattn.tasks.pronouns.words import make_tokenizer
 from jaxattn.training.saving import load_model, save_model, write_whole
 from jaxattn.training.tokenizer import printable
 
