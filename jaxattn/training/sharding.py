@@ -19,7 +19,20 @@ COLUMNS, ROWS = {"query", "key", "value", "expand"}, {"out", "contract"}
 
 
 def sum_over_data(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Split the examples over "data", apply `function(params, examples)` to each split, and sum the results."""
+    """Split the examples over "data", apply `function(params, examples)` to each split, and sum the results.
+
+    If "data" is the only axis that splits anything, each device runs the function by itself and the results are summed
+    once, at the end. Otherwise the compiler distributes the work of each split over the other axes.
+    """
+    if mesh.size == mesh.shape["data"]:
+        # Without check_vma, params are constants on each device and no gradient is summed before the end.
+        return jax.shard_map(
+            lambda params, examples: jax.lax.psum(function(params, examples), "data"),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec("data")),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
 
     def split_by_compiler(params: Any, examples: Any) -> Any:
         # (B, ...) -> (devices along data, B / devices, ...)
