@@ -2,20 +2,15 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxattn.extras import require
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.saving import CONFIGURATION, PARAMETERS, prepare_directory, write_whole
 from jaxattn.training.tokenizer import FILE as TOKENIZER
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 FILE, CHECKPOINTS, TOKENS, LOCK = "run.json", "checkpoints", "tokens", ".lock"
 # The locks that this process holds until it ends.
@@ -91,18 +86,18 @@ def _has_checkpoints(directory: Path) -> bool:
 
 def _lock(directory: Path) -> None:
     """Keep other processes out of the directory until this one ends, in whatever way."""
-    if fcntl is None or directory in _LOCKS:
+    if directory in _LOCKS:
         return
-    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    filelock = require("filelock", extra="train")
+    lock = filelock.FileLock(directory / LOCK)
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(lock)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
         raise ValueError(
             f"{directory} is in use by another training process: wait until it ends, or name another --out"
         ) from None
-    except OSError:  # a file system without locks
-        pass
+    except (NotImplementedError, OSError):  # a file system without locks
+        return
     _LOCKS[directory] = lock
 
 
