@@ -91,7 +91,7 @@ def add_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
         else:
             is_text = isinstance(field.default, str | tuple | None)
             shown = ", ".join(value) if isinstance(value, tuple) else value
-            settings["help"] += f" (default: {field.metadata['empty'] if shown in ('', None) else shown})"
+            settings["help"] += f" (default: {shown or field.metadata['empty'] or shown})"
             settings |= {"metavar": field.metadata["metavar"], "type": str if is_text else type(field.default)}
             if isinstance(value, tuple):
                 settings["nargs"] = "+"

@@ -67,7 +67,8 @@ class TrainConfig:
     accumulate: int = _option(
         DEVICES,
         0,
-        "microbatches into which each device splits its sequences to save memory (0: chosen automatically)",
+        "microbatches into which each device splits its sequences to save memory",
+        empty="0, which chooses",
         may_change=True,
     )
     remat: bool = _option(DEVICES, False, "recompute each block in the backward pass to save memory", may_change=True)

@@ -1,5 +1,6 @@
 """The loss on fixed batches of the training text and of the held-out text."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,12 +55,14 @@ def make_evaluate(model: GPT, mesh: Mesh, batches: FixedBatches) -> Callable[[An
 
 def make_mean_loss(model: GPT, mesh: Mesh) -> Callable[[Any, Batch], Array]:
     """Compile `(params, batches) -> mean loss` over batches stacked along the first axis."""
-    sum_of_batch = sum_over_data(
-        mesh, lambda params, batch: jnp.stack([summed_loss(model, params, batch), token_weights(batch).sum()])
-    )
+    sum_of_batch = sum_over_data(mesh, functools.partial(_loss_and_tokens, model))
 
     def mean_loss(params: Any, batches: Batch) -> Array:
-        loss, tokens = jax.lax.map(lambda batch: sum_of_batch(params, batch), batches).sum(0)
-        return loss / jnp.maximum(tokens, 1)
+        loss, tokens = jax.lax.map(functools.partial(sum_of_batch, params), batches)
+        return loss.sum() / jnp.maximum(tokens.sum(), 1)
 
     return jax.jit(mean_loss, out_shardings=replicated(mesh))
+
+
+def _loss_and_tokens(model: GPT, params: Any, batch: Batch) -> tuple[Array, Array]:
+    return summed_loss(model, params, batch), token_weights(batch).sum()

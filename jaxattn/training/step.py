@@ -45,9 +45,7 @@ def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
     """AdamW with clipped gradients; weight decay applies to matrices only, not to biases and norms."""
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            schedule, b2=0.99, weight_decay=0.1, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-        ),
+        optax.adamw(schedule, b2=0.99, weight_decay=0.1, mask=_is_matrix),
     )
 
 
@@ -125,12 +123,16 @@ def make_step(
 
 def _accumulate(model: GPT, microbatches: int, params: Any, examples: tuple[Batch, Array | None]) -> tuple[Array, Any]:
     """Sum the losses and their gradients over the microbatches of these examples, one microbatch at a time."""
+    loss_and_gradients = jax.value_and_grad(summed_loss, argnums=1)
 
-    def add(total: Any, microbatch: tuple[Batch, Array | None]) -> Any:
-        result = jax.value_and_grad(lambda params: summed_loss(model, params, *microbatch))(params)
-        return jax.tree.map(jnp.add, total, result), None
+    def add(sums: Any, microbatch: tuple[Batch, Array | None]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, loss_and_gradients(model, params, *microbatch)), None
 
     # (B, ...) -> (microbatches, B / microbatches, ...)
     split = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), examples)
     zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(add, zeros, split)[0]
+
+
+def _is_matrix(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim > 1, params)

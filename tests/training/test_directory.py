@@ -76,6 +76,12 @@ def test_two_processes_cannot_use_one_directory(started):
     open_directory(started, ["1-a"], resume=True)  # the process that holds the lock may
 
 
+def test_a_missing_filelock_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    with pytest.raises(ImportError, match=r"filelock is not installed.*jaxattn\[train\]"):
+        open_directory(TrainConfig(out=str(tmp_path)), [], resume=False)
+
+
 def test_a_directory_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run to resume: leave --resume out"):
         saved_config(str(tmp_path))

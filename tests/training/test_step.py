@@ -138,6 +138,24 @@ def test_the_step_donates_its_state():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
+def equations(jaxpr, inside=()):
+    """Every equation of a program, as its primitive's name and those of the equations that it is nested in."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name, inside
+        for value in equation.params.values():
+            if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
+                yield from equations(inner, (*inside, equation.primitive.name))
+
+
+def test_each_device_sums_its_microbatches_and_the_devices_are_summed_once_at_the_end():
+    _, state, step = fresh(microbatches=2)
+    found = list(equations(jax.make_jaxpr(step)(state, BATCH).jaxpr))
+    sums = [inside for name, inside in found if name.startswith("psum")]
+    assert len(sums) == 1 + len(jax.tree.leaves(state.params))  # the loss and each gradient
+    assert all("shard_map" in inside and "scan" not in inside for inside in sums)
+    assert any(name == "dot_general" and "scan" in inside and "shard_map" in inside for name, inside in found)
+
+
 def test_the_step_lowers_for_cpu_cuda_and_tpu():
     _, state, step = fresh()
     exported = export.export(step, platforms=("cpu", "cuda", "tpu"))(state, BATCH)
