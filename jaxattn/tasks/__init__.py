@@ -62,7 +62,7 @@ def find_task(name: str) -> Task:
     """Return the task of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no task of that name.
     """
     if name not in TASKS:
         raise ValueError(f"--task is {name!r}, but must be {' or '.join(TASKS)}")

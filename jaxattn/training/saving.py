@@ -60,13 +60,13 @@ def load_model(directory: str | Path) -> tuple[GPT, Any]:
         arrays = require("safetensors.numpy", extra="train").load((directory / PARAMETERS).read_bytes())
     except require("safetensors", extra="train").SafetensorError as error:
         raise ValueError(f"{directory / PARAMETERS} is damaged or not a safetensors file ({error})") from error
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
-    expected = {name: leaf.shape for name, leaf in flatten_dict(shapes, sep=".").items()}
-    for name in expected.keys() | arrays.keys():
-        came = arrays[name].shape if name in arrays else "missing"
-        wanted = expected.get(name, "not part of this model")
-        if came != wanted:
-            raise ValueError(f"{directory / PARAMETERS}: tensor {name} is {came}, but config.json says {wanted}")
+    expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(expected, sep=".").items()}
+    for name in shapes.keys() | arrays.keys():
+        found = arrays[name].shape if name in arrays else "missing"
+        if found != shapes.get(name):
+            wanted = shapes.get(name, "not part of the model")
+            raise ValueError(f"{directory / PARAMETERS}: tensor {name} is {found}, but config.json says {wanted}")
     return model, unflatten_dict({name: jnp.asarray(array) for name, array in arrays.items()}, sep=".")
 
 

@@ -53,11 +53,11 @@ def write_report(file: Path, report: PronounReport) -> None:
 
 
 def read_report(file: Path) -> PronounReport:
-    """Read what `write_report` wrote.
+    """Read a report that `write_report` has written.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged.
     """
     try:
         found = PronounReport(**json.loads(file.read_text(encoding="utf-8")))
