@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jax import Array
 
 from jaxattn.training.text import Text
 
 Result = TypeVar("Result")
+Ids = TypeVar("Ids", np.ndarray, Array)
 
 
 class Batch(NamedTuple):
@@ -36,7 +38,7 @@ def batch_positions(text: Text, batch_size: int, length: int, seed: Sequence[int
     return [position for position, _, _ in _sequences(text, batch_size, length, seed)]
 
 
-def loss_mask(documents: Any) -> Any:
+def loss_mask(documents: Ids) -> Ids:
     """Return which next tokens `(..., length - 1)` have a loss: those of the same document, and no padding."""
     current, following = documents[..., :-1], documents[..., 1:]
     return (current == following) & (following > 0)

@@ -7,7 +7,7 @@ import shutil
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jaxattn.extras import require
 from jaxattn.training.saving import write_whole
 
+State = TypeVar("State")
 KEPT, SIGNATURE = 3, "_SUMS"
 
 
@@ -84,7 +85,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
 
-    def restore(self, step: int, like: Any) -> Any:
+    def restore(self, step: int, like: State) -> State:
         """Return the saved state, sharded as `like`.
 
         Raises:
@@ -98,7 +99,8 @@ class Checkpoints:
             if _shapes(self._manager.item_metadata(step)["state"]) != _shapes(shapes):
                 raise ValueError("its arrays have other shapes or types")
             arguments = self._orbax.args.Composite(state=self._orbax.args.StandardRestore(shapes))
-            return self._manager.restore(step, args=arguments)["state"]
+            restored: State = self._manager.restore(step, args=arguments)["state"]
+            return restored
         except Exception as error:  # orbax and its file formats raise many types
             reason = str(error).strip().partition("\n")[0][:200]
             raise ValueError(f"{path} is damaged or not a checkpoint of this run ({reason})") from None

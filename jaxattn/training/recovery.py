@@ -39,7 +39,7 @@ def restore(checkpoints: Checkpoints, step: int, state: TrainState) -> TrainStat
         existing = ", ".join(map(str, steps)) or "none"
         raise ValueError(f"--resume {step}: there is no complete checkpoint of that step, only {existing}")
     try:
-        restored: TrainState = checkpoints.restore(step, state)
+        restored = checkpoints.restore(step, state)
     except ValueError as error:
         earlier = checkpoints.last_intact_before(step, state)
         advice = (

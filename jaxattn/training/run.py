@@ -136,8 +136,7 @@ class Run:
     def _read_batch(self, step: int) -> Batch:
         config = self.config
         batch = make_batch(self.data.corpus.train, config.batch_size, config.context_length + 1, (config.seed, step))
-        sharded: Batch = shard_batch(self.mesh, batch)
-        return sharded
+        return shard_batch(self.mesh, batch)
 
     def _record_metrics(self, pending: tuple[int, Metrics] | None) -> None:
         if pending is None:

@@ -6,13 +6,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxattn.ring import Ring
+
+Tree = TypeVar("Tree")
 
 # The layers whose kernels are split by column or by row over "model"; everything else is replicated.
 COLUMNS, ROWS = {"query", "key", "value", "expand"}, {"out", "contract"}
@@ -50,7 +52,7 @@ def make_ring(mesh: Mesh) -> Ring | None:
     return Ring(mesh, "seq", head_axis="model" if mesh.shape["model"] > 1 else None)
 
 
-def state_sharding(mesh: Mesh, state: Any) -> Any:
+def state_sharding(mesh: Mesh, state: Tree) -> Tree:
     """Return the sharding of each array of a training state, by the name of its layer."""
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -62,7 +64,8 @@ def state_sharding(mesh: Mesh, state: Any) -> Any:
             spec = (*spec[:-2], "model", None)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree_util.tree_map_with_path(sharding, state)
+    shardings: Tree = jax.tree_util.tree_map_with_path(sharding, state)
+    return shardings
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -70,17 +73,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(mesh: Mesh, arrays: Any, axis: int = 0) -> Any:
+def shard_batch(mesh: Mesh, arrays: Tree, axis: int = 0) -> Tree:
     """Put host arrays on the devices, their axis of examples split over "data"; every process has all of them."""
     sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
-    return jax.tree.map(
+    sharded: Tree = jax.tree.map(
         lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]), arrays
     )
+    return sharded
 
 
-def gather_to_host(mesh: Mesh, tree: Any) -> Any:
+def gather_to_host(mesh: Mesh, tree: Tree) -> Tree:
     """Return whole NumPy arrays, in every process, of arrays that may be split over the devices."""
-    return jax.tree.map(np.asarray, _gather(mesh)(tree))
+    gathered: Tree = jax.tree.map(np.asarray, _gather(mesh)(tree))
+    return gathered
 
 
 @functools.cache

@@ -1,10 +1,13 @@
 """The vocabulary of the pronoun sentences, and its tokenizer."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jaxattn.extras import require
 from jaxattn.training.tokenizer import EOS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PRONOUNS = ("him", "her")
 # The first half is "him", the second half "her".
@@ -50,7 +53,7 @@ def spell(tokens: Iterable[int]) -> str:
     return " ".join(WORDS[token] for token in tokens).partition(EOS)[0].rstrip()
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer() -> "Tokenizer":
     """Return a `tokenizers.Tokenizer` with one token per word; encoding an unknown word is an error.
 
     Raises:
@@ -63,7 +66,7 @@ def make_tokenizer() -> Any:
         'near the cow , the dog'
     """
     tokenizers = require("tokenizers", extra="train")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary()))
+    tokenizer: Tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary()))
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([EOS])
