@@ -1,8 +1,10 @@
 """The console command."""
 
 import pkgutil
+import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 import types
 from pathlib import Path
@@ -46,6 +48,22 @@ def test_the_command_trains_as_the_script_does(tmp_path):
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 1, finished.stderr
     assert finished.stdout.splitlines()[-1].startswith("The model did not learn")
+
+
+def test_a_signal_outside_of_training_ends_the_command_in_one_sentence():
+    program = """
+        import sys, time, types
+        from jaxattn import cli
+        slow = types.SimpleNamespace(main=lambda argv: print("started", flush=True) or time.sleep(60))
+        sys.modules[cli.COMMANDS["train"][0]] = slow
+        cli.main(["train"])
+    """
+    command, pipe = [sys.executable, "-c", textwrap.dedent(program)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.stderr.read() == "jaxattn train: interrupted; what was saved before is intact\n"
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_the_package_declares_the_command():

@@ -74,11 +74,10 @@ def _losses(outcome: Outcome, unit: str) -> list[str]:
     for name, before, after in zip(("training", "held-out"), outcome.before, outcome.after, strict=True):
         lines += [f"{name} loss before   {describe(before)}", f"{name} loss after    {describe(after)}"]
     if outcome.bigram is not None:
-        lines.append(
-            f"bigram held-out loss   {describe(outcome.bigram)}, for comparison: a bigram\n"
-            f"                       model predicts the next {unit} from the current one alone, by how often each pair "
-            "occurs in the training text"
-        )
+        lines += [
+            f"bigram held-out loss   {describe(outcome.bigram)}, for comparison:",
+            f"                       it predicts the next {unit} from the current one alone, by counting pairs",
+        ]
     return lines
 
 
