@@ -32,10 +32,10 @@
     return Array.from({ length: bytes.length / 4 }, (_, index) => view.getFloat32(4 * index, true));
   }
 
-  // An array for a position of the switches, at first the present one: its numbers in nested lists.
+  // An array as nested lists, for a setting of the switches: by default the present one.
   function take(section, name, state = section.state) {
     const numbers = section.numbers[name];
-    const where = numbers.depends.map((choice) => choice + "=" + state[choice]).join("&");
+    const where = numbers.switches.map((name) => name + "=" + state[name]).join("&");
     let flat = decode(numbers.values[where]);
     for (const size of numbers.shapes[where].slice(1).reverse()) {
       const groups = [];
@@ -78,7 +78,7 @@
       if (r === chosen) line.className = "chosen";
       row.forEach((number, c) => {
         const cell = element("td", { "data-value": String(number), tabindex: r + c ? "-1" : "0" }, shown(number));
-        if ((mask && !mask[r][c]) || !Number.isFinite(number)) { cell.className = "masked"; cell.setAttribute("aria-label", shown(number) + ", hidden"); }
+        if ((mask && !mask[r][c]) || !Number.isFinite(number)) { cell.className = "masked"; cell.setAttribute("aria-label", shown(number) + ", masked"); }
         else if (kind !== "plain") [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
         line.append(cell);
       });
@@ -155,26 +155,26 @@
       for (const text of copy.querySelectorAll("text")) text.setAttribute("font-family", "sans-serif");
       return copy;
     }));
-    // Both ends of the strongest arc are in sight, or else its beginning.
+    // Scroll to show both ends of the strongest arc, or else its start.
     const from = middle(section.query), to = middle(weights.indexOf(Math.max(...weights)));
     scroll.scrollLeft = (Math.abs(from - to) < scroll.clientWidth - 60 ? (from + to) / 2 : from) - scroll.clientWidth / 2;
   }
 
-  // Every head as a small picture that chooses it.
+  // A small picture of each head; a click chooses the head.
   function heads(section, place) {
-    const choices = section.choices.filter((choice) => ["layer", "head"].includes(choice.name));
-    if (!choices.length) return;
+    const switches = section.switches.filter((each) => ["layer", "head"].includes(each.name));
+    if (!switches.length) return;
     let states = [{}];
-    for (const choice of choices) states = states.flatMap((state) => choice.options.map(([value]) => ({ ...state, [choice.name]: value })));
+    for (const each of switches) states = states.flatMap((state) => each.options.map(([value]) => ({ ...state, [each.name]: value })));
     const focused = [...place.children].indexOf(document.activeElement);
     place.replaceChildren(...states.map((state) => {
-      const rows = take(section, section.arcs, { ...section.state, ...state })[state.head], side = 84 / rows.length, name = choices.map((choice) => choice.name + " " + state[choice.name]).join(", ");
+      const rows = take(section, section.arcs, { ...section.state, ...state })[state.head], side = 84 / rows.length, name = switches.map((each) => each.name + " " + state[each.name]).join(", ");
       const picture = drawn("svg", { viewBox: "0 0 84 84", width: 84, height: 84, "aria-hidden": "true" });
       rows.forEach((row, r) => row.forEach((weight, c) => {
         if (c <= r) picture.append(drawn("rect", { x: c * side, y: r * side, width: side, height: side, fill: colours(weight, "weights", 1)[0], "data-value": String(weight) }));
       }));
-      const button = element("button", { type: "button", "aria-pressed": String(choices.every((choice) => section.state[choice.name] === state[choice.name])) }, picture, element("span", {}, name));
-      button.addEventListener("click", () => { for (const choice of choices) section.root.querySelector("[data-choice='" + choice.name + "'] input[value='" + state[choice.name] + "']").click(); });
+      const button = element("button", { type: "button", "aria-pressed": String(switches.every((each) => section.state[each.name] === state[each.name])) }, picture, element("span", {}, name));
+      button.addEventListener("click", () => { for (const each of switches) section.root.querySelector("[data-switch='" + each.name + "'] input[value='" + state[each.name] + "']").click(); });
       return button;
     }));
     place.children[focused]?.focus();
@@ -189,10 +189,10 @@
     const step = section.steps[section.step], chosen = data.tokens[section.query];
     const [rows, axes] = stepRows(section, step), columns = names(section, axes[1], rows[0].length);
     section.stepButtons.forEach((button, index) => index === section.step ? button.setAttribute("aria-current", "step") : button.removeAttribute("aria-current"));
-    // Not disabled in earnest, for that would take the keyboard's focus away.
+    // The attribute "disabled" would take the keyboard's focus away.
     section.back.setAttribute("aria-disabled", String(section.step === 0));
     section.next.setAttribute("aria-disabled", String(section.step === section.steps.length - 1));
-    const made = table(section, "“" + chosen + "”: " + step.name, rows, axes, /weight|shares|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1, largestOf(rows));
+    const made = table(section, "“" + chosen + "”: " + step.name, rows, axes, /weight|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1, largestOf(rows));
     if (rows.length === 1) made.querySelector("tbody th").replaceChildren(isolated(chosen));
     section.stepTable.replaceChildren(made);
     const numbers = rows.length === 1 ? ": " + rows[0].map((number, index) => columns[index] + " " + shown(number)).join(", ") : "";
@@ -203,7 +203,7 @@
     section.figures.forEach((figure, index) => {
       const place = section.root.querySelector("[data-figure='" + index + "']"), numbers = section.numbers[figure.array];
       const array = take(section, figure.array), axes = numbers.axes.slice(-2), many = numbers.axes.length === 3;
-      const mask = figure.hidden ? take(section, figure.hidden) : null, titles = many ? names(section, numbers.axes[0], array.length) : [];
+      const mask = figure.mask ? take(section, figure.mask) : null, titles = many ? names(section, numbers.axes[0], array.length) : [];
       const chosen = ["query", "token"].includes(axes[0]) ? section.query : -1;
       const tables = (many ? array : [array]).map((rows, each) => table(section, many ? figure.title + ", " + titles[each] : figure.title, rows, axes, figure.kind, mask, chosen, largestOf(many ? array.flat() : array)));
       const scrolls = tables.map((each) => element("div", { class: "scroll" }, each));
@@ -222,17 +222,17 @@
       const text = element("span", {}, isolated(label));
       row.append(element("label", {}, input, text));
     }
-    return element("fieldset", { "data-choice": name }, element("legend", {}, legend), row);
+    return element("fieldset", { "data-switch": name }, element("legend", {}, legend), row);
   }
 
   for (const section of data.sections) {
     section.root = document.getElementById(section.id);
     section.query = data.query; section.step = 0;
-    section.state = Object.fromEntries(section.choices.map((choice) => [choice.name, choice.first]));
+    section.state = Object.fromEntries(section.switches.map((each) => [each.name, each.initial]));
     const controls = section.root.querySelector(".controls");
     const tokens = data.tokens.map((token, index) => [String(index), token]);
-    controls.append(radios(section, "Query: the token that asks", "query", tokens, String(section.query), (value) => { section.query = Number(value); }));
-    for (const choice of section.choices) controls.append(radios(section, choice.label, choice.name, choice.options, section.state[choice.name], (value) => { section.state[choice.name] = value; }));
+    controls.append(radios(section, "Query: the token whose attention is shown", "query", tokens, String(section.query), (value) => { section.query = Number(value); }));
+    for (const each of section.switches) controls.append(radios(section, each.label, each.name, each.options, section.state[each.name], (value) => { section.state[each.name] = value; }));
     const move = (to) => { section.step = Math.min(Math.max(to, 0), section.steps.length - 1); stepper(section); };
     section.back = element("button", { type: "button" }, "Back"); section.next = element("button", { type: "button" }, "Next");
     section.back.addEventListener("click", () => move(section.step - 1)); section.next.addEventListener("click", () => move(section.step + 1));

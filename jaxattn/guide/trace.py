@@ -24,16 +24,15 @@ from jaxattn.stages import (
 # What each array's axes are; of stages with heads, all but the ends of the way have an axis "head" in front.
 AXES = {
     "inputs": ("token", "feature"),
-    "query": ("token", "feature"),
-    "key": ("token", "feature"),
-    "value": ("token", "feature"),
+    "queries": ("token", "feature"),
+    "keys": ("token", "feature"),
+    "values": ("token", "feature"),
     "scores": ("query", "key"),
     "scaled": ("query", "key"),
     "mask": ("query", "key"),
     "masked": ("query", "key"),
     "weights": ("query", "key"),
-    "kept": ("query", "key"),
-    "dropped_weights": ("query", "key"),
+    "kept_weights": ("query", "key"),
     "context": ("token", "feature"),
     "concatenation": ("token", "feature"),
     "output": ("token", "feature"),
@@ -141,7 +140,7 @@ def _in_order(module: Any, passed: dict[str, Any], dropout_key: Array | None) ->
     simple, causal = isinstance(module, SimpleSelfAttention), isinstance(module, CausalAttention | MultiHeadAttention)
     x, weights = passed["inputs"], passed["weights"]
     query, key, value = (passed.get(name, x) for name in ("query", "key", "value"))
-    arrays = {"inputs": x} | ({} if simple else {"query": query, "key": key, "value": value})
+    arrays = {"inputs": x} | ({} if simple else {"queries": query, "keys": key, "values": value})
     arrays["scores"] = scores = attention_scores(query, key)  # (..., T, T)
     scale = 1.0 if simple else query.shape[-1] ** -0.5
     if not simple:
@@ -152,8 +151,7 @@ def _in_order(module: Any, passed: dict[str, Any], dropout_key: Array | None) ->
         arrays["masked"] = jnp.where(mask, arrays["scaled"], -jnp.inf)
     arrays["weights"] = left = weights
     if causal and dropout_key is not None:
-        arrays["kept"] = dropout(jnp.ones_like(weights), module.dropout_rate, dropout_key) > 0
-        arrays["dropped_weights"] = left = dropout(weights, module.dropout_rate, dropout_key)
+        arrays["kept_weights"] = left = dropout(weights, module.dropout_rate, dropout_key)
     arrays |= {name: passed[name] for name in ("context", "concatenation", "output") if name in passed}
     if not (
         _agree(attention_weights(scores, mask, scale=scale), weights)
@@ -173,7 +171,7 @@ def _stacked(module: MultiHeadAttentionWrapper, variables: Any, x: Array, dropou
         name: array if name in ENDS else jnp.stack([each[name] for each in traces]) for name, array in traces[0].items()
     }
     output: Any = module.apply(variables, x, dropout_key is None, dropout_key)
-    arrays["concatenation"] = output
+    arrays |= {"concatenation": output, "output": output}
     # (H, T, features) -> (T, num_heads * features)
     if not _agree(jnp.concatenate(list(arrays["context"]), axis=-1), output):
         raise RuntimeError("the steps of the heads do not lead to what MultiHeadAttentionWrapper returns")

@@ -4,7 +4,7 @@ import pytest
 
 from jaxattn.benchmark.command import main
 
-SMALL = "--lengths 8 --batch-sizes 2 --heads 2 --head-width 4 --seconds 0".split()
+SMALL = ["--lengths", "8", "--batch-sizes", "2", "--heads", "2", "--head-width", "4", "--seconds", "0"]
 
 
 def test_figures_are_printed_and_kept(tmp_path, capsys):
