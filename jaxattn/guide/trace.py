@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import html
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from jaxattn.extras import require
 from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout
 from jaxattn.stages import (
     CausalAttention,
@@ -74,13 +74,14 @@ class Trace:
         return plain if self[name].ndim == len(plain) else ("head", *plain)
 
     def _repr_html_(self) -> str:
-        rows = []
+        """Draw each array in colour below its name, for notebooks."""
+        treescope, parts = require("treescope", extra="guide"), [f"{self.stage}\n"]
         for name, array in self.arrays.items():
-            shape = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes(name), array.shape, strict=True))
-            numbers = np.array2string(np.asarray(array), precision=4, suppress_small=True, threshold=64)
-            cells = f"<td>{html.escape(shape)}</td><td><pre>{html.escape(numbers)}</pre></td>"
-            rows.append(f'<tr><th scope="row" style="text-align:left">{html.escape(name)}</th>{cells}</tr>')
-        return f"<table><caption>{html.escape(self.stage)}</caption>{''.join(rows)}</table>"
+            labels = {number: f"{axis}: {array.shape[number]}" for number, axis in enumerate(self.axes(name))}
+            *outer, rows, columns = labels
+            figure = treescope.render_array(array, rows=[rows], columns=[*outer, columns], axis_labels=labels)
+            parts += [treescope.figures.bolded(name), "\n", figure, "\n"]
+        return str(treescope.figures.inline(*parts)._repr_html_())
 
 
 def trace(module: nn.Module, variables: Any, x: Float[Array, "T d_in"], dropout_key: Array | None = None) -> Trace:

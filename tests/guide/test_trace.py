@@ -78,6 +78,23 @@ def test_a_trace_is_a_pytree_with_named_axes(module):
     assert steps.axes("weights")[-2:] == ("query", "key")
 
 
+@every_stage
+def test_a_notebook_draws_every_array_with_its_axes(module, monkeypatch):
+    treescope = pytest.importorskip("treescope", reason="draws arrays: install the extra guide")
+    steps, drawn, draw = trace(module, module.init(jax.random.key(1), X), X), [], treescope.render_array
+
+    def record(array, **options):
+        drawn.append((array, options["axis_labels"]))
+        return draw(array, **options)
+
+    monkeypatch.setattr(treescope, "render_array", record)
+    assert "treescope" in steps._repr_html_()
+    for (array, labels), name in zip(drawn, steps.arrays, strict=True):
+        assert array is steps[name]
+        expected = [f"{axis}: {size}" for axis, size in zip(steps.axes(name), array.shape, strict=True)]
+        assert list(labels.values()) == expected
+
+
 def test_reproduces_the_books_numbers(book):
     steps = trace(SimpleSelfAttention(), {}, jnp.array(book["inputs"]))
     for name in ("scores", "weights", "context"):
