@@ -50,16 +50,9 @@ def plot_matrix(
         >>> len(figure.axes)  # the matrix and its colour bar
         2
     """
-    heads = np.asarray(array, np.float64).reshape(-1, *np.shape(array)[-2:])  # (H, T, S)
-    if heads.shape[1:] != (len(rows), len(columns)):
-        raise ValueError(
-            f"array has shape {np.shape(array)}, but there are {len(rows)} rows and {len(columns)} columns"
-        )
     if kind not in COLOUR_MAPS:
         raise ValueError(f"kind={kind!r} is unknown: write 'weights', 'scores' or 'values'")
-    heads = np.ma.masked_array(
-        heads, ~np.isfinite(heads) | ~np.broadcast_to(True if mask is None else mask, heads.shape)
-    )
+    heads = _masked_heads(array, (len(rows), len(columns)), mask)
     figure, panels = _panels(*heads.shape)
     largest = float(np.abs(heads.filled(0)).max()) or 1.0
     for number, (panel, head) in enumerate(zip(panels, heads, strict=True)):
@@ -82,6 +75,15 @@ def ignore_missing_glyphs() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         yield
+
+
+def _masked_heads(array: Array, shape: tuple[int, int], mask: Array | None) -> np.ma.MaskedArray:
+    """Return the array as `(H, T, S)`, without masked and infinite entries."""
+    heads = np.asarray(array, np.float64).reshape(-1, *np.shape(array)[-2:])
+    if heads.shape[1:] != shape:
+        raise ValueError(f"array has shape {np.shape(array)}, but there are {shape[0]} rows and {shape[1]} columns")
+    unmasked = np.isfinite(heads) & (True if mask is None else np.asarray(mask, bool))
+    return np.ma.masked_array(heads, ~unmasked)
 
 
 def _panels(H: int, T: int, S: int) -> tuple[Any, list[Any]]:
