@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -78,6 +79,20 @@ def test_axe_finds_no_accessibility_violations_and_the_page_fits_its_width(open_
     result = browser.execute_async_script("axe.run().then(arguments[0])")
     assert [(v["id"], [n["html"][:150] for n in v["nodes"][:3]]) for v in result["violations"]] == []
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_every_figure_and_the_arcs_can_be_saved_as_well_formed_svg(open_page):
+    browser = open_page(render_page(random_story("a <small> fox", 0)))
+    saved = browser.execute_async_script("""
+        const [done, blobs] = [arguments[0], []];
+        URL.createObjectURL = (blob) => { blobs.push(blob.text()); return "#"; };
+        for (const button of document.querySelectorAll("button[aria-label^='Save as SVG']")) button.click();
+        Promise.all(blobs).then(done);
+    """)
+    assert len(saved) == len(browser.find_elements("css selector", ".figure, .arcs")) > 30
+    texts = [" ".join(ElementTree.fromstring(text).itertext()) for text in saved]
+    assert all("<small>" in text for text in texts[:2])  # the arcs and the input vectors of section 1
+    assert browser.get_log("browser") == []
 
 
 def test_the_theme_can_be_chosen(open_page):
