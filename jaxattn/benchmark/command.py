@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(options)
         run(options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        print(f"jaxattn benchmark: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("benchmark: interrupted; the figures so far are kept", file=sys.stderr)
+        print("jaxattn benchmark: interrupted; the figures so far are kept", file=sys.stderr)
         return 130
     return 0
 

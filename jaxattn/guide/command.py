@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_whole(options.out, render_page(story).encode("utf-8"))
             say(f"{options.out}: open it in a browser")
     except (OSError, ValueError, ImportError) as error:
-        print(f"guide: {error}", file=sys.stderr)
+        print(f"jaxattn guide: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("guide: interrupted", file=sys.stderr)
+        print("jaxattn guide: interrupted", file=sys.stderr)
         return 130
     return 0
 
