@@ -3,12 +3,15 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax import Array
 
 from jaxattn.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Entries of matrices up to this size are labelled with their numbers; larger matrices are read by colour.
 LARGEST_LABELLED = 12
@@ -24,7 +27,7 @@ def plot_matrix(
     kind: str = "weights",
     mask: Array | None = None,
     axes: tuple[str, str] = ("", ""),
-) -> Any:
+) -> "Figure":
     """Draw a matrix `(T, S)`, or one for each head, `(H, T, S)`.
 
     Args:
@@ -37,7 +40,7 @@ def plot_matrix(
         axes: names of rows and columns, such as "query" and "key".
 
     Returns:
-        A `matplotlib.figure.Figure`, which notebooks show; `savefig` writes PNG, SVG or PDF.
+        A figure, which notebooks show; `savefig` writes PNG, SVG or PDF.
 
     Raises:
         ValueError: labels and array disagree, or the kind is unknown.
@@ -86,7 +89,7 @@ def _masked_heads(array: Array, shape: tuple[int, int], mask: Array | None) -> n
     return np.ma.masked_array(heads, ~unmasked)
 
 
-def _panels(H: int, T: int, S: int) -> tuple[Any, list[Any]]:
+def _panels(H: int, T: int, S: int) -> tuple["Figure", list[Any]]:
     """Make a figure with a panel for each head."""
     side = 0.55 if max(T, S) <= LARGEST_LABELLED else 0.22
     size = (H * (side * S + 1.2) + 0.8, side * T + 1.4)

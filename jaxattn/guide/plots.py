@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jaxattn.extras import require
 from jaxattn.guide.matrix_plot import ignore_missing_glyphs, plot_matrix
 from jaxattn.guide.story import Story, stages_of
 from jaxattn.guide.trace import Trace, trace
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plot_trace(steps: Trace, tokens: Sequence[str]) -> dict[str, Any]:
+
+def plot_trace(steps: Trace, tokens: Sequence[str]) -> dict[str, "Figure"]:
     """Draw every matrix of a trace.
 
     Args:
@@ -27,9 +30,9 @@ def plot_trace(steps: Trace, tokens: Sequence[str]) -> dict[str, Any]:
     return {name: _plot_array(steps, name, tokens, f"{steps.stage}: {name.replace('_', ' ')}") for name in steps.arrays}
 
 
-def plot_story(story: Story) -> dict[str, Any]:
+def plot_story(story: Story) -> dict[str, "Figure"]:
     """Draw every matrix of the four stages, and the masked scores and weights of a trained model's layers."""
-    figures: dict[str, Any] = {}
+    figures: dict[str, Figure] = {}
     for stage, module, variables in stages_of(story):
         steps = trace(module, variables, story.inputs)
         figures |= {f"{stage}_{array}": figure for array, figure in plot_trace(steps, story.tokens).items()}
@@ -39,7 +42,7 @@ def plot_story(story: Story) -> dict[str, Any]:
     return figures
 
 
-def save_plots(figures: dict[str, Any], directory: Path) -> list[Path]:
+def save_plots(figures: dict[str, "Figure"], directory: Path) -> list[Path]:
     """Write each figure as PNG, SVG and PDF; the same figures give the same bytes.
 
     Raises:
@@ -56,7 +59,7 @@ def save_plots(figures: dict[str, Any], directory: Path) -> list[Path]:
     return written
 
 
-def _plot_array(steps: Trace, name: str, tokens: Sequence[str], title: str) -> Any:
+def _plot_array(steps: Trace, name: str, tokens: Sequence[str], title: str) -> "Figure":
     *_, rows, columns = steps.axes(name)
     labels = list(tokens) if columns == "key" else [str(number) for number in range(steps[name].shape[-1])]
     kind = "weights" if name in ("weights", "kept_weights", "mask") else "scores"
