@@ -12,13 +12,13 @@ def test_a_page_is_written(tmp_path, capsys):
 
 def test_a_trained_run_can_be_shown(tmp_path, run):
     page = tmp_path / "guide.html"
-    assert main(["--run", run, "--text", "a fox", "--out", str(page)]) == 0
+    assert main(["--run", run, "--text", "my fox", "--out", str(page)]) == 0
     assert "A trained model" in page.read_text(encoding="utf-8")
 
 
 def test_plots_of_a_text_of_any_length_are_saved(tmp_path, run, capsys):
     pytest.importorskip("matplotlib", reason="draws: install the extra plot")
-    assert main(["--run", run, "--text", "a fox", "--plots", str(tmp_path)]) == 0
+    assert main(["--run", run, "--text", "my fox", "--plots", str(tmp_path)]) == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert {"1_simple_weights.png", "4_parallel_masked.svg", "trained_1_weights.pdf"} <= names
     assert f"{len(names) // 3} figures" in capsys.readouterr().out

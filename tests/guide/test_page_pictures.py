@@ -15,7 +15,7 @@ from jaxattn.guide.trained import trained_story
 @pytest.mark.parametrize("width", [360, 1280])
 def test_pictures_of_the_page_show_its_weights(open_page, run, tmp_path, width, dark):
     """JAXATTN_PICTURES names a directory to keep them in, JAXATTN_RUN a run to show; the README's picture is one."""
-    story = trained_story(os.environ.get("JAXATTN_RUN", run), None if "JAXATTN_RUN" in os.environ else "a fox", 0)
+    story = trained_story(os.environ.get("JAXATTN_RUN", run), None if "JAXATTN_RUN" in os.environ else "my fox", 0)
     browser = open_page(render_page(story), width, dark)
     box = "const [a, b] = ['#trained', '#trained .view'].map((part) => document.querySelector(part)"
     clip = browser.execute_script(

@@ -19,30 +19,30 @@ from jaxattn.training.tokenizer import printable
 
 
 def test_a_trained_models_numbers_are_those_of_its_layers(open_page, run):
-    page = render_page(trained_story(run, "a fox", 0))
+    page = render_page(trained_story(run, "my fox", 0))
     section = section_data(page, "trained")
     model, params = load_model(run)
-    logits, state = model.apply({"params": params}, jnp.array(list(b"a fox")), capture_intermediates=True)
+    logits, state = model.apply({"params": params}, jnp.array(list(b"my fox")), capture_intermediates=True)
     probabilities = jax.nn.softmax(logits)
     likely = jnp.argsort(-probabilities.max(0))[:10]
 
     def numbers(setting):
         layer = state["intermediates"][f"block_{setting['layer']}"]["attention"]
         queries, keys, values = (
-            jnp.moveaxis(layer[name]["__call__"][0].reshape(5, 2, 4), 1, 0)  # (T, H * D) -> (H, T, D)
+            jnp.moveaxis(layer[name]["__call__"][0].reshape(6, 2, 4), 1, 0)  # (T, H * D) -> (H, T, D)
             for name in ("query", "key", "value")
         )
         scores, weights = attention_scores(queries, keys), layer["weights"][0]
         return {
             "scores": scores,
             "scaled": Near(scores / 2),
-            "masked": Near(jnp.where(jnp.tril(jnp.ones((5, 5), bool)), scores / 2, -jnp.inf)),
+            "masked": Near(jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores / 2, -jnp.inf)),
             "weights": weights,
             "context": Near(weights @ values),
             "next": probabilities[:, likely],
         }
 
-    check_section(open_page(page), section, numbers, 5)
+    check_section(open_page(page), section, numbers, 6)
     assert section["labels"]["next"] == [printable([token]) for token in likely]
     assert "carry no meaning" in page
 
@@ -65,7 +65,7 @@ def test_a_run_of_pronouns_opens_at_the_pronoun_and_the_head_that_attends_to_its
 
 
 def test_a_heads_picture_chooses_it_and_keeps_the_focus(open_page, run):
-    browser = open_page(render_page(trained_story(run, "a fox", 0)))
+    browser = open_page(render_page(trained_story(run, "my fox", 0)))
     buttons = browser.find_elements("css selector", "#trained .heads button")
     assert [button.text for button in buttons] == [f"layer {layer}, head {head}" for layer in "01" for head in "01"]
     buttons[2].send_keys(" ")
