@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import get_args
 
-from jaxattn.attention import Implementation
 from jaxattn.benchmark.cases import MASKS
 from jaxattn.benchmark.plot import check_plot_file
+from jaxattn.kernels.call import Implementation
 
 GROUPS = ("attention", "stages", "decoding", "training")
 DIRECTIONS = ("forward", "forward+backward")
