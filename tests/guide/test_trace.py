@@ -78,6 +78,7 @@ def test_a_trace_is_a_pytree_with_named_axes(module):
     assert steps.axes("weights")[-2:] == ("query", "key")
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated")  # treescope 0.1.10 looks at numpy.char
 @every_stage
 def test_a_notebook_draws_every_array_with_its_axes(module, monkeypatch):
     treescope = pytest.importorskip("treescope", reason="draws arrays: install the extra guide")
