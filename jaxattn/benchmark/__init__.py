@@ -1,1 +1,1 @@
-"""Fair tables: ours beside what people use today, on the same machine, in the same run."""
+"""Fair comparisons: jaxattn beside other libraries, on the same machine, in the same run."""

@@ -1,6 +1,6 @@
 """The stages as layers, from token vectors to token vectors, beside Flax's own layers with the same weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxattn.benchmark.measure import Candidate, compiled
+from jaxattn.benchmark.cases import Case
+from jaxattn.benchmark.measure import Candidate, Comparison, compiled
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
@@ -19,72 +20,65 @@ from jaxattn.stages import (
     parallel_from_stacked,
 )
 
-Groups = dict[str, list[Candidate]]
 
-
-def layer_groups(batch: int, length: int, num_heads: int, head_features: int, backward: bool) -> Groups:
-    """Return what is compared with what: the candidates of a group compute the same numbers."""
-    width = num_heads * head_features
+def compare_layers(case: Case) -> Iterator[Comparison]:
+    """Time stages 1 to 3, and compare the two forms of stage 4 with Flax's layers; the case's mask does not matter."""
+    width = case.H * case.D
     x_key, key = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(x_key, (batch, length, width))
+    x = jax.random.normal(x_key, (case.B, case.T, width))
+    setting = {"direction": case.direction, **{letter: getattr(case, letter) for letter in "BTHD"}}
     stages = {
         "1 SimpleSelfAttention": SimpleSelfAttention(),
         "2 SelfAttention": SelfAttention(width),
         "3 CausalAttention": CausalAttention(width),
     }
-    run = _with_gradients if backward else lambda function: function
-    groups = {name: [_layer("jaxattn", module.apply, module.init(key, x), x, run)] for name, module in stages.items()}
+    for group, module in stages.items():
+        candidate = _candidate("jaxattn", module.apply, module.init(key, x), x, case.backward)
+        yield Comparison(group, setting, [candidate])
 
-    stacked = MultiHeadAttentionWrapper(num_heads, head_features)
+    stacked = MultiHeadAttentionWrapper(case.H, case.D)
     variables = stacked.init(key, x)
     params = parallel_from_stacked(variables["params"])
-    groups["4 multi-head, causal"] = [
-        _layer("jaxattn, parallel", MultiHeadAttention(num_heads, width).apply, {"params": params}, x, run),
-        _layer("jaxattn, stacked", stacked.apply, variables, x, run),
-        _flax_linen(num_heads, params, x, run),
-        _flax_nnx(num_heads, params, x, run),
-    ]
-    return groups
+    layers = {
+        "jaxattn, parallel": (MultiHeadAttention(case.H, width).apply, {"params": params}),
+        "jaxattn, stacked": (stacked.apply, variables),
+        "flax.linen": _flax_linen(case, params),
+        "flax.nnx": _flax_nnx(case, params),
+    }
+    candidates = [_candidate(name, *layer, x, case.backward) for name, layer in layers.items()]
+    yield Comparison("4 multi-head, causal", setting, candidates)
 
 
-def _with_gradients(function: Callable[..., Array]) -> Callable:
-    """Return the output and the gradients of half its squares' sum by every argument."""
+def _candidate(name: str, apply: Callable[..., Any], variables: Any, x: Array, backward: bool) -> Candidate:
+    """Compile a layer; outputs and input gradients are compared, as the parameters differ in their form."""
 
-    def both(*arguments: Array) -> Any:
-        output, pull = jax.vjp(function, *arguments)
-        return output, pull(output)
+    def output_and_gradients(variables: Any, x: Array) -> Any:
+        output, vjp = jax.vjp(apply, variables, x)
+        of_variables, of_x = vjp(output)
+        return output, of_x, of_variables
 
-    return both
-
-
-def _layer(name: str, apply: Callable, variables: Any, x: Array, run: Callable) -> Candidate:
-    """Time a layer; its output and its input's gradient are compared, its parameters' gradients only computed."""
-
-    def shared(result: Any) -> Any:
-        return result if isinstance(result, Array) else (result[0], result[1][1])
-
-    return compiled(name, run(apply), variables, x, compared=shared)
+    if backward:
+        return compiled(name, output_and_gradients, variables, x, compared=lambda result: result[:2])
+    return compiled(name, apply, variables, x)
 
 
-def _split_heads(num_heads: int, params: Any) -> dict[str, Any]:
-    width = params["out"]["kernel"].shape[0]
-    heads = (num_heads, width // num_heads)
-    kernels = {name: params[name]["kernel"].reshape(-1, *heads) for name in ("query", "key", "value")}
-    return kernels | {"out": params["out"]["kernel"].reshape(*heads, width)}
+def _flax_linen(case: Case, params: Any) -> tuple[Callable[..., Any], Any]:
+    module = nn.MultiHeadDotProductAttention(case.H, use_bias=False)
+    variables = {"params": {name: {"kernel": kernel} for name, kernel in _split_heads(case, params).items()}}
+    mask = nn.make_causal_mask(jnp.ones((case.B, case.T)))
+    return lambda variables, x: module.apply(variables, x, mask=mask), variables
 
 
-def _flax_linen(num_heads: int, params: Any, x: Array, run: Callable) -> Candidate:
-    module = nn.MultiHeadDotProductAttention(num_heads, use_bias=False)
-    variables = {"params": {name: {"kernel": kernel} for name, kernel in _split_heads(num_heads, params).items()}}
-    mask = nn.make_causal_mask(jnp.ones(x.shape[:2]))
-    return _layer("flax.linen", lambda variables, x: module.apply(variables, x, mask=mask), variables, x, run)
-
-
-def _flax_nnx(num_heads: int, params: Any, x: Array, run: Callable) -> Candidate:
-    width = x.shape[-1]
-    module = nnx.MultiHeadAttention(num_heads, width, use_bias=False, decode=False, rngs=nnx.Rngs(0))
-    for name, kernel in _split_heads(num_heads, params).items():
+def _flax_nnx(case: Case, params: Any) -> tuple[Callable[..., Any], Any]:
+    module = nnx.MultiHeadAttention(case.H, case.H * case.D, use_bias=False, decode=False, rngs=nnx.Rngs(0))
+    for name, kernel in _split_heads(case, params).items():
         getattr(module, name).kernel[...] = kernel
     definition, state = nnx.split(module)
-    mask = nnx.make_causal_mask(jnp.ones(x.shape[:2]))
-    return _layer("flax.nnx", lambda state, x: nnx.merge(definition, state)(x, mask=mask), state, x, run)
+    mask = nnx.make_causal_mask(jnp.ones((case.B, case.T)))
+    return lambda state, x: nnx.merge(definition, state)(x, mask=mask), state
+
+
+def _split_heads(case: Case, params: Any) -> dict[str, Any]:
+    """Reshape kernels to Flax's form: `(width, H, D)`, and `(H, D, width)` of the output projection."""
+    kernels = {name: params[name]["kernel"].reshape(-1, case.H, case.D) for name in ("query", "key", "value")}
+    return kernels | {"out": params["out"]["kernel"].reshape(case.H, case.D, -1)}

@@ -1,37 +1,91 @@
-"""How long things take: candidates in turn, again and again, and the median of each."""
+"""How comparisons are timed: candidates take turns, and the median of each one's times counts."""
 
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Runs of less than this many seconds are preceded by one that is not timed.
+# A run that takes less than this many seconds is repeated at once, and the second run counts.
 SHORT = 1.0
+Row = dict[str, Any]
 
 
 class Candidate(NamedTuple):
-    """One way to compute something: `run()` waits for the result, of which `compared` is the part that peers share."""
+    """One way to compute something.
+
+    Args:
+        name: the implementation.
+        run: computes it and waits for the result.
+        compared: picks the part of the result that all candidates share.
+        compile_seconds: how long compiling took.
+        deterministic: False where results are random, as with dropout, and therefore not compared.
+    """
 
     name: str
     run: Callable[[], Any]
     compared: Callable[[Any], Any] = lambda result: result
     compile_seconds: float = 0.0
+    deterministic: bool = True
+
+
+class Comparison(NamedTuple):
+    """Candidates for the same work, ours first.
+
+    Args:
+        group: what is compared, such as "attention".
+        setting: fields for every row: the direction, the mask, the sizes.
+        candidates: the candidates.
+        tolerance: the largest relative difference from the first candidate's result.
+        repeats: how often one run does the work.
+        operations: multiplications and additions of the work, where they are counted.
+        tokens: tokens that the work processes, where they are counted.
+    """
+
+    group: str
+    setting: Row
+    candidates: Sequence[Candidate]
+    tolerance: float = 1e-4
+    repeats: int = 1
+    operations: float | None = None
+    tokens: int | None = None
 
 
 def compiled(name: str, function: Callable, *arguments: Any, compared: Callable[[Any], Any] = lambda r: r) -> Candidate:
-    """Make a candidate of a JAX function; it is compiled here, so that the run is not charged for it."""
+    """Compile a JAX function into a candidate, so that runs are not charged for compiling."""
     start = time.perf_counter()
     executable = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     return Candidate(name, lambda: jax.block_until_ready(executable(*arguments)), compared, seconds)
+
+
+def measure(comparison: Comparison, seconds: float) -> Iterator[Row]:
+    """Check that the candidates agree, time them for about so many seconds, and yield one row for each.
+
+    Raises:
+        ValueError: a candidate's result differs from the first one's.
+    """
+    candidates = comparison.candidates
+    differences = check_agreement([c for c in candidates if c.deterministic], comparison.tolerance)
+    medians = interleaved_medians(candidates, seconds)
+    for candidate in candidates:
+        row = {
+            **comparison.setting,
+            "group": comparison.group,
+            "name": candidate.name,
+            "seconds": medians[candidate.name] / comparison.repeats,
+            "relative": medians[candidate.name] / medians[candidates[0].name],
+            "compile_seconds": candidate.compile_seconds,
+            "difference": differences.get(candidate.name),
+        }
+        if comparison.operations is not None:
+            row["gflops"] = comparison.operations / row["seconds"] / 1e9
+        if comparison.tokens is not None:
+            row["tokens_per_second"] = comparison.tokens / row["seconds"]
+        yield row
 
 
 def check_agreement(candidates: Sequence[Candidate], tolerance: float) -> dict[str, float]:
@@ -43,78 +97,45 @@ def check_agreement(candidates: Sequence[Candidate], tolerance: float) -> dict[s
     differences: dict[str, float] = {}
     expected: list[np.ndarray] = []
     for candidate in candidates:
-        came = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(candidate.compared(candidate.run()))]
-        expected = expected or came
-        # NumPy's maximum keeps what is not a number, Python's may lose it.
-        worst = np.max(
-            [
-                np.abs(a - b).max(initial=0) / np.maximum(np.abs(b).max(initial=0), 1e-30)
-                for a, b in zip(came, expected, strict=True)
-            ]
-        )
-        if not worst <= tolerance:
-            raise ValueError(f"{candidate.name} differs from {candidates[0].name} by {worst:.1e}, not timed")
-        differences[candidate.name] = float(worst)
+        actual = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(candidate.compared(candidate.run()))]
+        expected = expected or actual
+        # NumPy's maximum propagates NaN, Python's may lose it.
+        difference = np.max([_relative_difference(a, b) for a, b in zip(actual, expected, strict=True)])
+        if not difference <= tolerance:
+            raise ValueError(f"{candidate.name} differs from {candidates[0].name} by {difference:.1e}, not timed")
+        differences[candidate.name] = float(difference)
     return differences
 
 
 def interleaved_medians(candidates: Sequence[Candidate], seconds: float) -> dict[str, float]:
     """Run the candidates in turn for about so many seconds, at least three rounds; return each one's median seconds.
 
-    A machine's speed drifts; in turn, all see the same drift. Short ones run twice in their turn and the second run
-    counts: then caches are their own, and the threads of the one before, which wait for more work awhile, are asleep.
+    A machine's speed drifts, and taking turns exposes all candidates to the same drift. Short runs are done twice in
+    each turn and the second counts: by then the caches are the candidate's own, and the previous candidate's threads,
+    which wait for more work for a while, are asleep.
     """
     times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     end = time.perf_counter() + seconds
     while min(map(len, times.values())) < 3 or time.perf_counter() < end:
         for candidate in candidates:
-            took = _seconds(candidate)
-            times[candidate.name].append(_seconds(candidate) if took < SHORT else took)
+            first = _time(candidate)
+            times[candidate.name].append(_time(candidate) if first < SHORT else first)
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def _seconds(candidate: Candidate) -> float:
-    start = time.perf_counter()
-    candidate.run()
-    return time.perf_counter() - start
-
-
 def matmul_rate(size: int = 1024) -> float:
-    """Measure the machine's float32 matrix products, in GFLOP/s: the floor under everything else here."""
+    """Measure the machine's float32 matrix products in GFLOP/s, which bounds everything else here."""
     matrix = jnp.ones((size, size))
     seconds = interleaved_medians([compiled("matmul", jnp.matmul, matrix, matrix)], 1.0)["matmul"]
     return 2 * size**3 / seconds / 1e9
 
 
-def machine() -> dict[str, Any]:
-    """Say what the figures were measured on."""
-    packages = ("jax", "jaxlib", "flax", "equinox", "tokamax", "torch")
-    versions = {name: metadata.version(name) for name in packages if installed(name)}
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind if device.platform != "cpu" else f"cpu ({_processor()})",
-        "threads": cores(),
-        "python": platform.python_version(),
-        **versions,
-    }
+def _time(candidate: Candidate) -> float:
+    start = time.perf_counter()
+    candidate.run()
+    return time.perf_counter() - start
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def installed(package: str) -> bool:
-    """Say whether a package is installed."""
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    largest = np.maximum(np.abs(expected).max(initial=0), 1e-30)
+    return float(np.abs(actual - expected).max(initial=0) / largest)

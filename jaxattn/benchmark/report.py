@@ -1,68 +1,62 @@
-"""The figures of a run as a table in Markdown and as a picture."""
+"""The rows of a run as lines on the terminal, as JSON and as tables in Markdown."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-from jaxattn.extras import require
+from jaxattn.benchmark.measure import Row
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Lay out attention's rows: one line for each length, one column for each candidate, times relative to ours."""
+def heading(row: Row) -> str:
+    """Say what the rows below have in common: the direction and the sizes."""
+    sizes = " ".join(f"{letter}={row[letter]}" for letter in "BTHD" if letter in row)
+    return f"{row.get('direction', row['group'])}, {sizes}"
+
+
+def line(row: Row) -> str:
+    """Lay out one row for the terminal."""
+    group = f"{row['group']}, {row['mask']}" if "mask" in row else row["group"]
+    parts = [f"  {group:24} {row['name']:24} {1e3 * row['seconds']:10.3f} ms"]
+    if "gflops" in row:
+        parts.append(f"{row['gflops']:7.1f} GFLOP/s {row['of_matmul']:5.0%} of matmul")
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:10,.1f} tokens/s")
+    if row["compile_seconds"]:
+        parts.append(f"compiled in {row['compile_seconds']:4.1f} s")
+    if row.get("bytes") is not None:
+        parts.append(f"{row['bytes'] / 2**20:6.0f} MB")
+    return "  ".join([*parts, f"{row['relative']:6.2f} ×"])
+
+
+def write_json(report: dict[str, Any], file: Path) -> None:
+    """Write the machine and all rows.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file.write_text(json.dumps(report, indent=1))
+
+
+def markdown(rows: list[Row]) -> str:
+    """Lay out the rows of attention: a table for each direction and mask, with times relative to ours.
+
+    One line is one length, one column one candidate.
+    """
     lines = []
-    for direction, kind in dict.fromkeys((row["direction"], row["mask"]) for row in rows):
-        chosen = [row for row in rows if (row["direction"], row["mask"]) == (direction, kind)]
-        names = list(dict.fromkeys(row["name"] for row in chosen))
-        lines += [f"| {direction}, {kind} | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
-        for length, batch in dict.fromkeys((row["T"], row["B"]) for row in chosen):
-            of = {row["name"]: row for row in chosen if (row["T"], row["B"]) == (length, batch)}
-            label = f"T={length}" + (f", B={batch}" if batch > 1 else "")
-            lines.append(f"| {label} | " + " | ".join(_cell(of.get(name), of["jaxattn"]) for name in names) + " |")
+    for direction, mask in dict.fromkeys((row["direction"], row["mask"]) for row in rows):
+        table = [row for row in rows if (row["direction"], row["mask"]) == (direction, mask)]
+        names = list(dict.fromkeys(row["name"] for row in table))
+        lines += [f"| {direction}, {mask} | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+        for T, B in dict.fromkeys((row["T"], row["B"]) for row in table):
+            by_name = {row["name"]: row for row in table if (row["T"], row["B"]) == (T, B)}
+            entries = [_entry(by_name.get(name), by_name["jaxattn"]) for name in names]
+            label = f"T={T}" + (f", B={B}" if B > 1 else "")
+            lines.append(f"| {label} | " + " | ".join(entries) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], file: str) -> None:
-    """Draw time, and memory where it was measured, over the length, both axes logarithmic.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        OSError: the file cannot be written.
-        ValueError: the file's ending names no format.
-    """
-    pyplot = require("matplotlib.pyplot", extra="bench")
-    formats = pyplot.figure().canvas.get_supported_filetypes()
-    pyplot.close("all")
-    if Path(file).suffix[1:] not in formats:
-        raise ValueError(f"{file} must end in a format's name: write {Path(file).stem}.png, .svg or .pdf")
-    panels = list(dict.fromkeys((row["direction"], row["mask"]) for row in rows))
-    if not panels:
-        return
-    measures = {"seconds": "seconds"} | ({"bytes": "extra bytes at the peak"} if any(map(_bytes, rows)) else {})
-    size = (4.5 * len(panels), 3.6 * len(measures))
-    figure, axes = pyplot.subplots(len(measures), len(panels), figsize=size, squeeze=False, sharex=True)
-    for line, (measure, words) in zip(axes, measures.items(), strict=True):
-        for axis, (direction, kind) in zip(line, panels, strict=True):
-            for number, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
-                points = sorted(
-                    (row["T"], row[measure])
-                    for row in rows
-                    if (row["name"], row["direction"], row["mask"]) == (name, direction, kind) and row.get(measure)
-                )
-                axis.plot([T for T, _ in points], [n for _, n in points], "o-", color=f"C{number}", label=name)
-            axis.set(yscale="log", xlabel="tokens", ylabel=words, title=f"{direction}, {kind}")
-            axis.set_xscale("log", base=2)
-            axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(Path(file), dpi=150)
-    pyplot.close(figure)
-
-
-def _bytes(row: dict[str, Any]) -> bool:
-    return bool(row.get("bytes"))
-
-
-def _cell(row: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+def _entry(row: Row | None, ours: Row) -> str:
     if row is None:
         return "–"
     seconds = row["seconds"]

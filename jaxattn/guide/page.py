@@ -1,4 +1,4 @@
-"""The page: one HTML file with every number in it, a script that shows them, and nothing from elsewhere."""
+"""The page: one HTML file with all numbers and the script that shows them; it loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxattn.extras import require
-from jaxattn.guide.section import Figure, Section, position
+from jaxattn.guide.section import Figure, Numbers, Section, setting
 from jaxattn.guide.sections import make_sections
 from jaxattn.guide.story import Story
 
@@ -29,29 +29,29 @@ def render_page(story: Story) -> str:
         >>> "0.9544" in render_page(book_story())  # the score of the book's second token with its first
         True
     """
-    jinja2 = require("jinja2", extra="guide")
+    jinja2, markup = require("jinja2", extra="guide"), require("markupsafe", extra="guide").Markup
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    style, script = _file("page.css"), _file("page.js")
+    style, script = _read("page.css"), _read("page.js")
     sections = make_sections(story)
     return str(
-        environment.from_string(_file("page.html.jinja")).render(
+        environment.from_string(_read("page.html.jinja")).render(
             story=story,
             sections=[_with_tables(section) for section in sections],
             data={"tokens": story.tokens, "query": story.query, "sections": [_data(s) for s in sections]},
-            style=require("markupsafe", extra="guide").Markup(style),
-            script=require("markupsafe", extra="guide").Markup(script),
+            style=markup(style),
+            script=markup(script),
             style_hash=_hash(style),
             script_hash=_hash(script),
         )
     )
 
 
-def shown(number: float) -> str:
-    """Round a number to what the page shows of it, as its script does: four places, halves away from 0.
+def format_number(number: float) -> str:
+    """Round a number as the page's script does: four places, halves away from 0.
 
     Example:
-        >>> from jaxattn.guide.page import shown
-        >>> shown(0.95441), shown(0.03125), shown(-0.00001), shown(float("-inf"))
+        >>> from jaxattn.guide.page import format_number
+        >>> format_number(0.95441), format_number(0.03125), format_number(-0.00001), format_number(float("-inf"))
         ('0.9544', '0.0313', '0.0000', '−∞')
     """
     if math.isinf(number):
@@ -60,7 +60,7 @@ def shown(number: float) -> str:
     return text.removeprefix("-") if not text.strip("-0.") else text
 
 
-def _file(name: str) -> str:
+def _read(name: str) -> str:
     return (resources.files("jaxattn.guide") / name).read_text(encoding="utf-8")
 
 
@@ -69,22 +69,11 @@ def _hash(text: str) -> str:
 
 
 def _data(section: Section) -> dict[str, Any]:
-    numbers = {
-        name: {
-            "axes": each.axes,
-            "depends": each.depends,
-            "shapes": {where: array.shape for where, array in each.values.items()},
-            "values": {
-                where: base64.b64encode(np.asarray(array, "<f4").tobytes()).decode()
-                for where, array in each.values.items()
-            },
-        }
-        for name, each in section.numbers.items()
-    }
+    """Collect what the script needs."""
     return {
         "id": section.id,
-        "choices": [choice._asdict() for choice in section.choices],
-        "numbers": numbers,
+        "switches": [switch._asdict() for switch in section.switches],
+        "numbers": {name: _encode(numbers) for name, numbers in section.numbers.items()},
         "arcs": section.arcs,
         "steps": [step._asdict() for step in section.steps],
         "figures": [figure._asdict() for figure in section.figures],
@@ -92,28 +81,37 @@ def _data(section: Section) -> dict[str, Any]:
     }
 
 
+def _encode(numbers: Numbers) -> dict[str, Any]:
+    """Encode arrays as little-endian float32 in base64."""
+    encoded = {
+        where: base64.b64encode(np.asarray(array, "<f4").tobytes()).decode() for where, array in numbers.values.items()
+    }
+    shapes = {where: array.shape for where, array in numbers.values.items()}
+    return {"axes": numbers.axes, "switches": numbers.switches, "shapes": shapes, "values": encoded}
+
+
 def _with_tables(section: Section) -> dict[str, Any]:
-    """Add the tables that stand there without JavaScript: with the switches as they are at first."""
-    first = {choice.name: choice.first for choice in section.choices}
-    figures = [(figure, _tables(figure, section, first)) for figure in section.figures]
-    return {**section._asdict(), "tables": figures}
+    """Add the tables that stand without JavaScript, for the initial setting of the switches."""
+    initial = {switch.name: switch.initial for switch in section.switches}
+    return {**section._asdict(), "tables": [_tables(figure, section, initial) for figure in section.figures]}
 
 
-def _tables(figure: Figure, section: Section, first: dict[str, str]) -> list[dict[str, Any]]:
+def _tables(figure: Figure, section: Section, initial: dict[str, str]) -> list[dict[str, Any]]:
+    """Lay out a figure's table, or one for each entry of its first axis."""
     numbers = section.numbers[figure.array]
-    array = numbers.values[position(**{name: first[name] for name in numbers.depends})]
-    *over, down, across = [_names(section, *axis) for axis in zip(numbers.axes, array.shape, strict=True)]
+    array = numbers.values[setting(**{name: initial[name] for name in numbers.switches})]
+    *outer, rows, columns = [_labels(section, axis, size) for axis, size in zip(numbers.axes, array.shape, strict=True)]
+    titles = [f"{figure.title}, {label}" for label in outer[0]] if outer else [figure.title]
+    corner = CORNER if numbers.axes[-2:] == ("query", "key") else ""
     tables = []
-    for title, matrix in zip(over[0] if over else [""], array if over else [array], strict=True):
-        cells = [[(shown(float(x)), str(float(np.float32(x)))) for x in row] for row in matrix]
-        title = f"{figure.title}, {title}" if title else figure.title
-        corner = CORNER if numbers.axes[-2:] == ("query", "key") else ""
-        rows = list(zip(down, cells, strict=True))
-        tables.append({"title": title, "corner": corner, "columns": across, "rows": rows})
+    for title, matrix in zip(titles, array if outer else [array], strict=True):
+        cells = [[(format_number(float(x)), str(float(np.float32(x)))) for x in row] for row in matrix]
+        body = list(zip(rows, cells, strict=True))
+        tables.append({"title": title, "corner": corner, "columns": columns, "rows": body})
     return tables
 
 
-def _names(section: Section, axis: str, size: int) -> list[str]:
-    named = section.labels.get(axis, [])
-    plain = [f"head {number}" if axis == "head" else str(number) for number in range(size)]
-    return named if len(named) == size else plain
+def _labels(section: Section, axis: str, size: int) -> list[str]:
+    labels = section.labels.get(axis, [])
+    numbers = [f"head {number}" if axis == "head" else str(number) for number in range(size)]
+    return labels if len(labels) == size else numbers

@@ -1,4 +1,4 @@
-"""What a section of the page is made of."""
+"""What a section of the page consists of."""
 
 from typing import Any, NamedTuple
 
@@ -7,37 +7,60 @@ import numpy as np
 from jaxattn.guide.story import Story
 
 
-class Choice(NamedTuple):
-    """A switch: its name, its label, pairs of a value and what it is called, and the value that it has at first."""
+class Switch(NamedTuple):
+    """A choice that the reader makes.
+
+    Args:
+        name: what the script calls it.
+        label: what the reader sees.
+        options: pairs of a value and its label.
+        initial: the value at first.
+    """
 
     name: str
     label: str
     options: list[tuple[str, str]]
-    first: str
+    initial: str
 
 
 class Numbers(NamedTuple):
-    """One array for each position of the switches in `depends`; `axes` names their axes."""
+    """One array for each setting of some switches.
+
+    Args:
+        axes: names of the arrays' axes.
+        switches: names of the switches.
+        values: the arrays, by `setting(...)` of the switches.
+    """
 
     axes: tuple[str, ...]
-    depends: tuple[str, ...]
+    switches: tuple[str, ...]
     values: dict[str, np.ndarray]
 
 
 class Figure(NamedTuple):
-    """A table of an array, or of three axes a table for each entry of the first.
+    """A table of an array with two axes, or of an array with three axes a table for each entry of the first.
 
-    `kind` is "weights", "scores", "values", or "plain" without colours; `hidden` an array that says which cells show.
+    Args:
+        title: stands above.
+        array: the array's name.
+        kind: how entries are coloured: "weights", "scores" or "values", or "plain" for no colours.
+        mask: name of a mask; masked entries are hatched.
     """
 
     title: str
     array: str
     kind: str
-    hidden: str | None = None
+    mask: str | None = None
 
 
 class Step(NamedTuple):
-    """What happens to the chosen query's row: the array's row, or of three axes its table."""
+    """One step of the computation for the chosen query: its row of the array, or its table where there are three axes.
+
+    Args:
+        name: the button's label.
+        text: what happens in the step.
+        array: name of the result.
+    """
 
     name: str
     text: str
@@ -45,12 +68,25 @@ class Step(NamedTuple):
 
 
 class Section(NamedTuple):
-    """One section of the page; `labels` names the entries of an axis, where they are more than numbers."""
+    """One section of the page.
+
+    Args:
+        id: its anchor.
+        title: its heading.
+        paragraphs: the explanation.
+        switches: the reader's choices.
+        numbers: arrays by name, for each setting of the switches.
+        arcs: name of the weights that the arcs show.
+        steps: the computation, step by step.
+        figures: the tables.
+        code: the lines of Flax that compute the section.
+        labels: names of the entries of an axis, where they are more than numbers.
+    """
 
     id: str
     title: str
     paragraphs: list[str]
-    choices: list[Choice]
+    switches: list[Switch]
     numbers: dict[str, Numbers]
     arcs: str
     steps: list[Step]
@@ -59,21 +95,27 @@ class Section(NamedTuple):
     labels: dict[str, list[str]]
 
 
-def position(**switches: Any) -> str:
-    """Name a position of switches."""
+def setting(**switches: Any) -> str:
+    """Name a setting of switches.
+
+    Example:
+        >>> from jaxattn.guide.section import setting
+        >>> setting(rate=0.1, key=0)
+        'rate=0.1&key=0'
+    """
     return "&".join(f"{name}={value}" for name, value in switches.items())
 
 
-def one(array: Any, *axes: str) -> Numbers:
-    """Take an array that depends on no switch."""
+def constant(array: Any, *axes: str) -> Numbers:
+    """Wrap an array that depends on no switch."""
     return Numbers(axes, (), {"": np.asarray(array)})
 
 
-def each_of(switch: str, arrays: dict[Any, Any], *axes: str) -> Numbers:
-    """Take an array for each position of one switch."""
-    return Numbers(axes, (switch,), {position(**{switch: where}): np.asarray(a) for where, a in arrays.items()})
+def by_switch(switch: str, arrays: dict[Any, Any], *axes: str) -> Numbers:
+    """Wrap one array for each value of one switch."""
+    return Numbers(axes, (switch,), {setting(**{switch: value}): np.asarray(a) for value, a in arrays.items()})
 
 
-def of_tokens(story: Story) -> dict[str, list[str]]:
-    """Name the entries of the axes that are tokens."""
+def token_labels(story: Story) -> dict[str, list[str]]:
+    """Label the axes whose entries are tokens."""
     return dict.fromkeys(("query", "key", "token"), story.tokens)

@@ -1,1 +1,1 @@
-"""Models built from the stages."""
+"""A GPT, generating text with it, and parameters from and to other libraries."""

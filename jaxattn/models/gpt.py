@@ -1,4 +1,9 @@
-"""GPT-2's architecture in miniature: stage 4 and a feed-forward layer, again and again, over a stream of vectors."""
+"""GPT-2's architecture: blocks of attention and a feed-forward layer, on a residual stream of vectors.
+
+References:
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3; Build a Large
+    Language Model (From Scratch), chapter 4.
+"""
 
 import dataclasses
 from typing import Any
@@ -22,15 +27,16 @@ class GPTConfig:
     """The sizes of a GPT.
 
     Args:
-        vocab_size: how many different tokens there are.
-        context_length: the longest sequence, as positions have a learned vector each.
-        num_layers: how many blocks stand on one another.
+        vocab_size: number of different tokens.
+        context_length: the longest sequence; each position has a learned vector.
+        num_layers: number of blocks.
         num_heads: attention heads in each block; must divide `features`.
         features: width of the token vectors.
-        dropout_rate: share that is dropped in training, of the embeddings, attention weights and branches' outputs.
+        dropout_rate: probability of dropping, in training, an element of the embeddings, the attention weights, or the
+            output of a block's branch.
 
     Raises:
-        ValueError: a size is below 1, the heads do not divide the features, or the rate lies outside [0, 1).
+        ValueError: a size is below 1, the heads do not divide the features, or the rate is outside [0, 1).
 
     Example:
         >>> from jaxattn import GPTConfig
@@ -49,7 +55,7 @@ class GPTConfig:
         for field in dataclasses.fields(self)[:-1]:
             size = getattr(self, field.name)
             if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{field.name}={size!r} must be a whole number from 1: write {field.name}=4, say")
+                raise ValueError(f"{field.name}={size!r} must be an integer of at least 1: write {field.name}=4")
         if self.features % self.num_heads:
             raise ValueError(
                 f"features={self.features} is the total width of {self.num_heads} heads, and {self.num_heads} does not "
@@ -59,11 +65,7 @@ class GPTConfig:
 
 
 class Block(nn.Module):
-    """One layer: attention, then a feed-forward layer, each on normalised input and added to the stream.
-
-    References:
-        Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3.
-    """
+    """One block: attention, then a feed-forward layer, each on normalized input and added to the residual stream."""
 
     config: GPTConfig
     dtype: Any = None
@@ -78,7 +80,7 @@ class Block(nn.Module):
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T features"]:
-        """Refine the stream; with a key, drop."""
+        """Apply the block; dropout is on if there is a key."""
         config = self.config
         attention_key, *branch_keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attention = AttentionLayer(
@@ -104,29 +106,29 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A language model: for every token, the logits of the token that comes next.
+    """A language model: for each token, the logits of the next token.
 
     Args:
         config: the sizes.
         dtype: the type to compute in; None is that of the parameters, float32. The logits are float32 or wider.
-        remat: whether the blocks are computed anew in the backward pass, which takes time and saves memory.
-        ring: spreads long sequences over devices, as in `AttentionLayer`.
+        remat: recompute the blocks in the backward pass, which takes time and saves memory.
+        ring: shards long sequences over devices, as in `AttentionLayer`.
 
     Args of the call:
         tokens: token ids `(..., T)`, T at most `config.context_length`.
         deterministic: True leaves dropout off.
         dropout_key: PRNG key for dropout; None takes the module's `"dropout"` stream.
-        documents: ids `(..., T)`: tokens see those of their own document alone, and positions count from its first
-            token, as if each stood alone; neighbouring tokens of one id are one document. None is one document.
-        decode: go on from the tokens of earlier calls, whose keys and values are kept in the collection `"cache"` (pass
-            `mutable=["cache"]`), any number of tokens at a time. Beyond the context, the logits are NaN.
-        lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the rest is padding, behind.
+        documents: ids `(..., T)` of documents packed into a sequence: tokens attend only to their own document, and
+            positions start at its first token. Neighbouring tokens of one id are one document; None is one document.
+        decode: continue the tokens of earlier calls, any number at a time, with the KV cache in the collection
+            `"cache"` (pass `mutable=["cache"]`). Beyond the context, the logits are NaN.
+        lengths: with `decode`, the number of tokens in each example `(...)`; the rest is padding on the right.
 
     Returns:
-        Logits `(..., T, vocab_size)`; row t is about token t + 1 and depends on tokens 0 … t alone.
+        Logits `(..., T, vocab_size)`; row t predicts token t + 1 and depends only on tokens 0 … t.
 
     Raises:
-        TypeError: the tokens are not whole numbers.
+        TypeError: the tokens are not integers.
         ValueError: the sequence is longer than the context, or dropout is on and has no key.
 
     Example:
@@ -136,9 +138,6 @@ class GPT(nn.Module):
         >>> tokens = jnp.frombuffer(b"attention", jnp.uint8)
         >>> model.init_with_output(jax.random.key(0), tokens)[0].shape
         (9, 256)
-
-    References:
-        Radford et al. 2019 (GPT-2); Build a Large Language Model (From Scratch), chapter 4.
     """
 
     config: GPTConfig
@@ -157,7 +156,7 @@ class GPT(nn.Module):
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
-        """Look up tokens and positions, run the blocks, and score the vocabulary with the embedding itself."""
+        """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
         config, tokens = self.config, _check_tokens(tokens, self.config.context_length)
         dropout_key = choose_dropout_key(self, config.dropout_rate, deterministic, dropout_key)
         keys = [None] * (config.num_layers + 1)
@@ -171,11 +170,11 @@ class GPT(nn.Module):
         positions = self.param("positions", small, (config.context_length, config.features))
         x = embedding(tokens)  # (..., T, features)
         if documents is None and not decode:
-            placed = jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
+            position_vectors = jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
         else:
-            places = self._places(tokens, documents, lengths, decode)
-            placed = positions.at[places].get(mode="fill", fill_value=jnp.nan)
-        x = x + placed.astype(x.dtype)
+            indices = self._position_indices(tokens, documents, lengths, decode)
+            position_vectors = positions.at[indices].get(mode="fill", fill_value=jnp.nan)
+        x = x + position_vectors.astype(x.dtype)
         x = _drop(x, config.dropout_rate, keys[0])
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for layer, key in enumerate(keys[1:]):
@@ -184,20 +183,20 @@ class GPT(nn.Module):
         table = embedding.embedding.astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
-    def _places(self, tokens: Array, documents: Any, lengths: Array | None, decode: bool) -> Array:
-        """Return the position of each token `(..., T)`; when decoding, count the tokens that are real."""
+    def _position_indices(self, tokens: Array, documents: Any, lengths: Array | None, decode: bool) -> Array:
+        """Return each token's position `(..., T)`; when decoding, add the tokens to the count in the cache."""
         *batch, T = tokens.shape
-        here = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, len(batch))
+        indices = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, len(batch))
         if not decode:
             documents = jnp.asarray(documents)
-            begins = jnp.pad(documents[..., 1:] != documents[..., :-1], [(0, 0)] * len(batch) + [(1, 0)])
-            return here - jax.lax.cummax(jnp.where(begins, here, 0), axis=len(batch))
+            is_first = jnp.pad(documents[..., 1:] != documents[..., :-1], [(0, 0)] * len(batch) + [(1, 0)])
+            return indices - jax.lax.cummax(jnp.where(is_first, indices, 0), axis=len(batch))
         if documents is not None:
-            raise ValueError("documents packs several into a sequence, but decode=True goes on with one: leave one out")
+            raise ValueError("documents packs several into a sequence, but decode=True continues one: leave one out")
         before = self.get_variable("cache", "length", jnp.zeros(batch, jnp.int32))
         if not self.is_initializing() and self.is_mutable_collection("cache"):
             self.put_variable("cache", "length", before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
-        return before[..., None] + here
+        return before[..., None] + indices
 
 
 def _drop(x: Array, rate: float, key: Array | None) -> Array:
@@ -212,7 +211,7 @@ def _check_tokens(tokens: Array, context_length: int) -> Array:
         raise ValueError("tokens is a single number, but must be a sequence (..., T): write tokens[None]")
     if tokens.shape[-1] > context_length:
         raise ValueError(
-            f"tokens has {tokens.shape[-1]} positions, but the model has learned context_length={context_length}: "
-            f"write tokens[..., -{context_length}:], or train with a longer context"
+            f"tokens has {tokens.shape[-1]} positions, but the model has context_length={context_length}: write "
+            f"tokens[..., -{context_length}:], or train with a longer context"
         )
     return tokens

@@ -1,19 +1,20 @@
-"""GPT-2 as Hugging Face stores it, a directory with `config.json` and `model.safetensors`; nothing in it is run."""
+"""GPT-2 in Hugging Face's format, a directory with `config.json` and `model.safetensors`; reading it runs no code."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.extras import require
-from jaxattn.models.convert import Params, Tensors
+from jaxattn.models.convert.tensors import PROJECTIONS, Params, Tensors
 from jaxattn.models.gpt import GPT, GPTConfig
 
-# What the architecture here computes; a checkpoint that says otherwise computes something else.
-_FIXED = {
+# Fields of the configuration, and the values for which `GPT` computes the same.
+_SUPPORTED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
@@ -24,10 +25,10 @@ _FIXED = {
 
 
 def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
-    """Read a GPT-2 checkpoint in the form of Hugging Face's transformers.
+    """Read a GPT-2 checkpoint in the format of Hugging Face's transformers.
 
     Args:
-        directory: where `config.json` and `model.safetensors` lie.
+        directory: holds `config.json` and `model.safetensors`.
 
     Returns:
         The model and its parameters, float32: `model.apply({"params": params}, tokens)` gives the logits.
@@ -35,8 +36,8 @@ def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
     Raises:
         ImportError: safetensors is missing.
         OSError: a file is missing or cannot be read.
-        ValueError: the configuration is that of another architecture, or the file is damaged, or a tensor is missing,
-            left over, or of another shape; it is named.
+        ValueError: the configuration describes another architecture, a file is damaged, or a tensor is missing, left
+            over, or of the wrong shape.
 
     Example:
         >>> from jaxattn import load_gpt2
@@ -51,13 +52,13 @@ def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: load_gpt2 takes the directory that holds it and config.json")
     safetensors = require("safetensors", extra="train")
-    numpy_files = require("safetensors.numpy", extra="train")
+    load_file = require("safetensors.numpy", extra="train").load_file
     try:
-        loaded = numpy_files.load_file(file)
+        tensors = load_file(file)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{file} is damaged or no safetensors file: {error}") from None
     try:
-        return GPT(config), params_from_gpt2(loaded, config)
+        return GPT(config), params_from_gpt2(tensors, config)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -66,38 +67,38 @@ def _read_config(file: Path) -> GPTConfig:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: load_gpt2 takes a directory with a GPT-2's config.json")
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
-        sizes = {name: given[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        sizes = {name: fields[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     except KeyError as error:
-        raise ValueError(f"{file} does not name {error}, as a GPT-2's does") from None
-    if given.get("model_type", "gpt2") != "gpt2":
-        raise ValueError(f"{file} is that of a {given['model_type']}, and load_gpt2 reads GPT-2 alone")
-    for name, allowed in _FIXED.items():
-        if given.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{file} says {name}={given[name]!r}, and only {allowed[0]!r} is computed here")
+        raise ValueError(f"{file} has no field {error}, which a GPT-2's configuration has") from None
+    if fields.get("model_type", "gpt2") != "gpt2":
+        raise ValueError(f"{file} describes a {fields['model_type']}, but load_gpt2 reads only GPT-2")
+    for name, supported in _SUPPORTED.items():
+        if fields.get(name, supported[0]) not in supported:
+            raise ValueError(f"{file} has {name}={fields[name]!r}, but only {supported[0]!r} is supported")
     try:
         config = GPTConfig(*sizes.values())
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    if given.get("n_inner") not in (None, 4 * config.features):
-        raise ValueError(f"{file} says n_inner={given['n_inner']}, and only 4 * n_embd is computed here")
+    if fields.get("n_inner") not in (None, 4 * config.features):
+        raise ValueError(f"{file} has n_inner={fields['n_inner']}, but only 4 * n_embd is supported")
     return config
 
 
-def params_from_gpt2(loaded: Mapping[str, Any], config: GPTConfig) -> Params:
-    """Turn the tensors of a GPT-2, by the names that Hugging Face gives them, into parameters of a `GPT`.
+def params_from_gpt2(tensors: Mapping[str, Any], config: GPTConfig) -> Params:
+    """Convert the tensors of a GPT-2, with Hugging Face's names, into parameters of a `GPT`.
 
     Args:
-        loaded: the arrays or tensors, with or without the prefix "transformer.".
+        tensors: torch tensors or NumPy arrays, with or without the prefix "transformer.".
         config: the sizes.
 
     Returns:
         Parameters, float32.
 
     Raises:
-        ValueError: a tensor is missing, left over, or of another shape; it is named.
+        ValueError: a tensor is missing, left over, or of the wrong shape.
 
     Example:
         >>> from jaxattn import GPTConfig
@@ -107,34 +108,32 @@ def params_from_gpt2(loaded: Mapping[str, Any], config: GPTConfig) -> Params:
         ...
         ValueError: the tensor wte.weight is missing; left are nothing
     """
-    tensors = Tensors({name.removeprefix("transformer."): array for name, array in loaded.items()})
+    left = Tensors({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()})
     width = config.features
-    words = tensors.take("wte.weight", (config.vocab_size, width))
-    # The head is tied to the embedding, and therefore usually left out.
-    head = tensors.take("lm_head.weight", words.shape) if tensors.has("lm_head.weight") else words
-    if not np.array_equal(head, words):
-        raise ValueError("the tensor lm_head.weight differs from wte.weight, and here they are one")
+    embedding = left.take("wte.weight", (config.vocab_size, width))
+    # The output layer is tied to the embedding, and therefore usually not stored.
+    output = left.take("lm_head.weight", embedding.shape) if "lm_head.weight" in left else embedding
+    if not np.array_equal(output, embedding):
+        raise ValueError("the tensor lm_head.weight differs from wte.weight, but GPT ties them")
     params: Params = {
-        "embedding": {"embedding": words},
-        "positions": tensors.take("wpe.weight", (config.context_length, width)),
-        "norm": _norm(tensors, "ln_f", width),
+        "embedding": {"embedding": embedding},
+        "positions": left.take("wpe.weight", (config.context_length, width)),
+        "norm": _norm(left, "ln_f", width),
     }
     for layer in range(config.num_layers):
-        params[f"block_{layer}"] = _block(tensors, f"h.{layer}.", width)
-    tensors.finish()
-    return _floats(params)
+        params[f"block_{layer}"] = _block(left, f"h.{layer}.", width)
+    left.finish()
+    return jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), params)
 
 
 def _block(tensors: Tensors, prefix: str, width: int) -> Params:
     for buffer in ("attn.bias", "attn.masked_bias"):
-        # Old files store the causal mask.
-        tensors.left.pop(prefix + buffer, None)
-    # Hugging Face's layers here are (in, out), like kernels, with query, key and value side by side.
-    stacked = _dense(tensors, f"{prefix}attn.c_attn", width, 3 * width)
-    kernels, biases = np.split(stacked["kernel"], 3, axis=1), np.split(stacked["bias"], 3)
+        tensors.discard(prefix + buffer)  # old files store the causal mask
+    # These layers are stored (d_in, d_out), as kernels are, with query, key and value side by side.
+    joined = _dense(tensors, f"{prefix}attn.c_attn", width, 3 * width)
+    kernels, biases = np.split(joined["kernel"], 3, axis=1), np.split(joined["bias"], 3)
     attention: Params = {
-        name: {"kernel": kernel, "bias": bias}
-        for name, kernel, bias in zip(("query", "key", "value"), kernels, biases, strict=True)
+        name: {"kernel": kernel, "bias": bias} for name, kernel, bias in zip(PROJECTIONS, kernels, biases, strict=True)
     }
     return {
         "attention_norm": _norm(tensors, f"{prefix}ln_1", width),
@@ -151,9 +150,3 @@ def _dense(tensors: Tensors, name: str, d_in: int, d_out: int) -> Params:
 
 def _norm(tensors: Tensors, name: str, width: int) -> Params:
     return {"scale": tensors.take(f"{name}.weight", (width,)), "bias": tensors.take(f"{name}.bias", (width,))}
-
-
-def _floats(params: Any) -> Any:
-    if isinstance(params, dict):
-        return {name: _floats(inner) for name, inner in params.items()}
-    return jnp.asarray(params, jnp.float32)

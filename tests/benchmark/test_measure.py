@@ -1,33 +1,42 @@
 import jax.numpy as jnp
 import pytest
 
-from jaxattn.benchmark.layers import layer_groups
-from jaxattn.benchmark.measure import check_agreement, compiled, interleaved_medians
+from jaxattn.benchmark.measure import Comparison, check_agreement, compiled, interleaved_medians, measure
 
-
-@pytest.mark.parametrize("backward", [False, True])
-def test_all_layers_of_a_group_compute_the_same(backward):
-    groups = layer_groups(2, 5, 2, 4, backward)
-    assert {"flax.linen", "flax.nnx"} < {candidate.name for candidate in groups["4 multi-head, causal"]}
-    for candidates in groups.values():
-        check_agreement(candidates, 1e-4)
+X = jnp.ones(3)
 
 
 def test_a_wrong_result_is_not_timed():
-    x = jnp.ones(3)
-    right, wrong = compiled("right", lambda x: x, x), compiled("wrong", lambda x: x * 1.01, x)
-    nothing = compiled("nothing", lambda x: x * jnp.nan, x)
-    for other in (wrong, nothing):
+    right, wrong = compiled("right", lambda x: x, X), compiled("wrong", lambda x: x * 1.01, X)
+    nan = compiled("nan", lambda x: x * jnp.nan, X)
+    for other in (wrong, nan):
         with pytest.raises(ValueError, match=f"{other.name} differs from right"):
             check_agreement([right, other], 1e-3)
-    late = compiled("late", lambda x: (x, x * jnp.nan), x)
-    with pytest.raises(ValueError, match="late differs"):
-        check_agreement([compiled("two", lambda x: (x, x), x), late], 1e-3)
     assert check_agreement([right, right], 1e-3) == {"right": 0.0}
 
 
+def test_every_array_of_a_result_is_compared():
+    second_is_nan = compiled("second is NaN", lambda x: (x, x * jnp.nan), X)
+    with pytest.raises(ValueError, match="second is NaN differs"):
+        check_agreement([compiled("right", lambda x: (x, x), X), second_is_nan], 1e-3)
+
+
 def test_every_candidate_gets_a_positive_time():
-    x = jnp.ones(3)
-    medians = interleaved_medians([compiled(name, lambda x: x + 1, x) for name in "ab"], 0.0)
+    medians = interleaved_medians([compiled(name, lambda x: x + 1, X) for name in "ab"], 0.0)
     assert set(medians) == {"a", "b"}
     assert min(medians.values()) > 0
+
+
+def test_rows_hold_rates_of_the_work_and_random_results_are_timed_but_not_compared():
+    first, second = compiled("first", lambda x: x, X), compiled("second", lambda x: 2 * x, X)
+    candidates = [first, second._replace(deterministic=False)]
+    comparison = Comparison("group", {"T": 3}, candidates, repeats=2, operations=1e9, tokens=10)
+    rows = list(measure(comparison, 0.0))
+    assert [(row["group"], row["T"], row["name"], row["difference"]) for row in rows] == [
+        ("group", 3, "first", 0.0),
+        ("group", 3, "second", None),
+    ]
+    assert rows[0]["relative"] == 1.0
+    for row in rows:
+        assert row["gflops"] == pytest.approx(1 / row["seconds"])
+        assert row["tokens_per_second"] == pytest.approx(10 / row["seconds"])

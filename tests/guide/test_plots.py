@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxattn import CausalAttention, MultiHeadAttention
-from jaxattn.guide.plots import plot_matrix, plot_trace, save_plots
+from jaxattn.guide.matrix_plot import plot_matrix
+from jaxattn.guide.plots import plot_trace, save_plots
 from jaxattn.guide.trace import trace
 
 pytest.importorskip("matplotlib", reason="draws: install the extra plot")
@@ -15,7 +16,7 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_cells_show_their_numbers_and_hidden_ones_are_hatched():
+def test_entries_show_their_numbers_and_masked_ones_are_hatched():
     weights = jnp.array([[1.0, 0.0], [0.25, 0.75]])
     figure = plot_matrix(weights, ["a", "b"], ["a", "b"], mask=jnp.tril(jnp.ones((2, 2), bool)))
     axes = figure.axes[0]
@@ -42,16 +43,16 @@ def test_every_array_of_a_trace_is_drawn_for_every_head(module):
     assert [label.get_text() for label in figures["weights"].axes[0].get_yticklabels()] == TOKENS
 
 
-def test_figures_are_saved_in_three_forms_and_the_same_again(tmp_path):
+def test_figures_are_saved_in_three_formats_with_the_same_bytes_every_time(tmp_path):
     figures = {"weights": plot_matrix(jnp.eye(2), ["a", "b"], ["a", "b"])}
     first = [path.read_bytes() for path in save_plots(figures, tmp_path / "a")]
-    again = [path.read_bytes() for path in save_plots(figures, tmp_path / "b")]
-    assert first == again
+    second = [path.read_bytes() for path in save_plots(figures, tmp_path / "b")]
+    assert first == second
     assert [content[:4] for content in first] == [b"\x89PNG", b"<?xm", b"%PDF"]
 
 
-def test_what_does_not_fit_is_named():
+def test_wrong_labels_and_unknown_kinds_are_refused_by_name():
     with pytest.raises(ValueError, match="2 rows and 3 columns"):
         plot_matrix(jnp.eye(2), ["a", "b"], ["a", "b", "c"])
-    with pytest.raises(ValueError, match="'heat' is not known"):
+    with pytest.raises(ValueError, match="'heat' is unknown"):
         plot_matrix(jnp.eye(2), ["a", "b"], ["a", "b"], kind="heat")

@@ -21,9 +21,9 @@ X = jax.random.normal(jax.random.key(0), (2, 6, 4))
 
 
 def output_and_gradient(apply, x):
-    """The output, and what a fixed random gradient of it pulls back to the input."""
-    output, pull = jax.vjp(apply, x)
-    return output, pull(jax.random.normal(jax.random.key(7), output.shape))[0]
+    """The output, and the input's gradient for a fixed random gradient of the output."""
+    output, vjp = jax.vjp(apply, x)
+    return output, vjp(jax.random.normal(jax.random.key(7), output.shape))[0]
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
@@ -32,18 +32,18 @@ def output_and_gradient(apply, x):
     [SelfAttention, CausalAttention, lambda *a, **k: MultiHeadAttentionWrapper(2, *a, **k),
      lambda *a, **k: MultiHeadAttention(2, *a, **k)],
 )  # fmt: skip
-def test_the_books_names_and_back(module, use_bias):
+def test_converting_to_the_books_names_and_back_changes_nothing(module, use_bias):
     params = module(6, use_bias=use_bias).init(jax.random.key(1), X)["params"]
     chex.assert_trees_all_equal(from_book(to_book(params)), params)
 
 
-def test_the_books_first_class_has_bare_matrices():
+def test_the_bare_matrices_of_the_books_first_class_are_read():
     params = SelfAttention(2).init(jax.random.key(1), X)["params"]
     bare = {f"W_{name}": np.asarray(dense["kernel"]) for name, dense in params.items()}
     chex.assert_trees_all_equal(from_book(bare), params)
 
 
-def test_the_books_stages_with_the_books_weights(book):
+def test_torch_tensors_are_read_and_the_causal_mask_is_ignored():
     torch = pytest.importorskip("torch", reason="the book's classes are PyTorch's: install the extra torch")
     linear = torch.nn.Linear(3, 2, bias=False)
     state = {f"W_{name}.weight": linear.weight for name in ("query", "key", "value")} | {"mask": torch.ones(6, 6)}
@@ -52,56 +52,62 @@ def test_the_books_stages_with_the_books_weights(book):
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize_qk": True}, {"use_bias": False}])
-def test_linens_layer_both_ways(options):
+def test_linens_layer_computes_the_same_with_converted_parameters_and_back(options):
     theirs = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=8, **options)
     variables = theirs.init(jax.random.key(1), X)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     normalize = "normalize_qk" in options
     ours = AttentionLayer(2, 8, use_bias=options.get("use_bias", True), mask=None, normalize_heads=normalize)
     params = from_linen(variables["params"])
-    came, expected = (
+    actual, expected = (
         output_and_gradient(functools.partial(layer.apply, {"params": weights}), X)
         for layer, weights in ((ours, params), (theirs, variables["params"]))
     )
-    chex.assert_trees_all_close(came, expected, atol=1e-5)
+    chex.assert_trees_all_close(actual, expected, atol=1e-5)
     back = to_linen(params, 2)
     if not options.get("use_bias", True):
         del back["out"]["bias"]
     chex.assert_trees_all_equal(back, variables["params"])
 
 
-def test_nnxs_layer_both_ways():
+def test_nnxs_layer_computes_the_same_with_converted_parameters_and_back():
     theirs = nnx.MultiHeadAttention(4, 4, qkv_features=8, out_features=8, decode=False, rngs=nnx.Rngs(0))
     state = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
     params = from_linen(state)
     ours = AttentionLayer(4, 8, use_bias=True, mask=None)
-    came = output_and_gradient(functools.partial(ours.apply, {"params": params}), X)
-    chex.assert_trees_all_close(came, output_and_gradient(theirs, X), atol=1e-5)
+    actual = output_and_gradient(functools.partial(ours.apply, {"params": params}), X)
+    chex.assert_trees_all_close(actual, output_and_gradient(theirs, X), atol=1e-5)
     chex.assert_trees_all_equal(to_linen(params, 4), state)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("widths", [{}, {"kdim": 3, "vdim": 5}])
-def test_torchs_layer_both_ways(bias, widths):
+def test_torchs_layer_computes_the_same_with_converted_parameters_and_back(bias, widths):
     torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra torch")
     theirs = torch.nn.MultiheadAttention(8, 2, bias=bias, batch_first=True, **widths)
     x = torch.randn(2, 6, 8)
     params = from_torch(theirs.state_dict())
     if not widths:
         ours = AttentionLayer(2, 8, use_bias=bias, mask=None)
-        came, slope = output_and_gradient(functools.partial(ours.apply, {"params": params}), jnp.asarray(x.numpy()))
+        actual, gradient = output_and_gradient(
+            functools.partial(ours.apply, {"params": params}), jnp.asarray(x.numpy())
+        )
         x.requires_grad_()
         expected = theirs(x, x, x, need_weights=False)[0]
-        expected.backward(torch.from_numpy(np.array(jax.random.normal(jax.random.key(7), came.shape))))
-        np.testing.assert_allclose(came, expected.detach().numpy(), atol=1e-5)
-        np.testing.assert_allclose(slope, x.grad.numpy(), atol=1e-5)
+        expected.backward(torch.from_numpy(np.array(jax.random.normal(jax.random.key(7), actual.shape))))
+        np.testing.assert_allclose(actual, expected.detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(gradient, x.grad.numpy(), atol=1e-5)
     back = to_torch(params)
     for name, tensor in theirs.state_dict().items():
         np.testing.assert_array_equal(back[name], tensor.numpy())
 
 
+def init(module):
+    return module.init(jax.random.key(1), X)["params"]
+
+
 def book_state():
-    return to_book(MultiHeadAttention(2, 6).init(jax.random.key(1), X)["params"])
+    return to_book(init(MultiHeadAttention(2, 6)))
 
 
 @pytest.mark.parametrize(
@@ -115,10 +121,13 @@ def book_state():
         (lambda: from_torch({"in_proj_weight": np.ones((12, 4))}), "out_proj.weight is missing"),
         (lambda: from_linen({"query": {"kernel": np.ones((4, 8))}}), "key is missing"),
         (lambda: to_linen({"surplus": {}}, 2), "query is missing"),
-        (lambda: to_torch(AttentionLayer(2, 4, num_kv_heads=1).init(jax.random.key(0), X)["params"]), "key heads"),
+        (
+            lambda: to_torch(AttentionLayer(2, 4, num_kv_heads=1).init(jax.random.key(0), X)["params"]),
+            "as many KV heads",
+        ),
         (lambda: to_linen(MultiHeadAttention(2, 6).init(jax.random.key(0), X)["params"], 4), "num_heads=4"),
     ],
 )
-def test_what_is_wrong_is_named(convert, words):
+def test_missing_unknown_and_misshapen_parameters_are_named(convert, words):
     with pytest.raises(ValueError, match=words):
         convert()

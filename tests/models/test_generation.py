@@ -15,7 +15,7 @@ CONFIG = GPTConfig(vocab_size=13, context_length=12, num_layers=2, num_heads=2, 
 def model():
     model = GPT(CONFIG)
     params = model.init(jax.random.key(0), jnp.zeros(3, int))["params"]
-    # Larger weights than those of a beginner, so that the likeliest tokens differ.
+    # Larger parameters than initial ones, so that the most likely tokens differ.
     return model, jax.tree.map(
         lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params
     )
@@ -27,7 +27,7 @@ def draw(seed, *shape):
 
 @pytest.mark.parametrize("steps", [(12,), (1,) * 12, (5, 1, 1, 4, 1), (1, 11)])
 @pytest.mark.parametrize("batch", [(), (3,)])
-def test_decoding_gives_the_logits_of_a_full_forward_at_every_position(model, steps, batch):
+def test_decoding_gives_the_logits_of_a_full_forward_pass_at_every_position(model, steps, batch):
     model, params = model
     tokens = draw(0, *batch, 12)
     full = model.apply({"params": params}, tokens)
@@ -58,28 +58,28 @@ def apply(model, params, tokens):
 
 
 @pytest.mark.parametrize(("P", "num_tokens"), [(1, 6), (1, 20), (4, 8), (4, 9), (11, 1), (12, 6), (15, 3)])
-def test_the_likeliest_continuation_is_that_of_full_forwards_inside_the_context_and_beyond(model, P, num_tokens):
+def test_the_most_likely_continuation_equals_that_of_full_forward_passes(model, P, num_tokens):
     prompt = draw(P, P)
     expected = naive(*model, prompt, num_tokens)
     assert generate(*model, prompt, num_tokens, temperature=0).tolist() == expected
     assert [int(token) for token in stream(*model, prompt, num_tokens, temperature=0)] == expected
 
 
-def test_a_batch_of_prompts_of_different_lengths_continues_each_as_if_alone(model):
+def test_each_of_a_batch_of_prompts_of_different_lengths_continues_as_if_alone(model):
     prompts, lengths = draw(0, 4, 14), jnp.array([3, 14, 7, 12])
     together = generate(*model, prompts, 9, temperature=0, lengths=lengths)
     for prompt, length, tokens in zip(prompts, lengths.tolist(), together, strict=True):
         assert tokens.tolist() == naive(*model, prompt[:length], 9)
 
 
-def test_stream_draws_what_generate_draws(model):
+def test_stream_yields_the_tokens_of_generate(model):
     for options in ({}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.5}):
         options["key"] = jax.random.key(3)
-        came = list(stream(*model, draw(0, 2, 3), 15, **options))
-        np.testing.assert_array_equal(jnp.stack(came, -1), generate(*model, draw(0, 2, 3), 15, **options))
+        streamed = list(stream(*model, draw(0, 2, 3), 15, **options))
+        np.testing.assert_array_equal(jnp.stack(streamed, -1), generate(*model, draw(0, 2, 3), 15, **options))
 
 
-def test_after_the_stop_token_nothing_else_comes(model):
+def test_nothing_follows_the_stop_token(model):
     prompt = draw(0, 3)
     free = generate(*model, prompt, 20, key=jax.random.key(0)).tolist()
     stop = free[4]
@@ -89,19 +89,19 @@ def test_after_the_stop_token_nothing_else_comes(model):
     assert [int(token) for token in stream(*model, prompt, 20, key=jax.random.key(0), stop_token=stop)] == cut
 
 
-def test_top_p_draws_from_the_fewest_tokens_that_hold_the_share(model):
+def test_top_p_draws_from_the_fewest_tokens_that_hold_the_probability(model):
     model, params = model
     prompt = draw(0, 5)
-    share = jax.nn.softmax(model.apply({"params": params}, prompt)[-1])
-    order = np.argsort(-np.asarray(share))
+    probabilities = jax.nn.softmax(model.apply({"params": params}, prompt)[-1])
+    order = np.argsort(-np.asarray(probabilities))
     top_p = 0.6
-    fewest = order[: int(np.searchsorted(np.cumsum(np.asarray(share)[order]), top_p)) + 1]
+    fewest = order[: int(np.searchsorted(np.cumsum(np.asarray(probabilities)[order]), top_p)) + 1]
     prompts = jnp.broadcast_to(prompt, (500, 5))
     drawn = generate(model, params, prompts, 1, key=jax.random.key(0), top_p=top_p)
     assert set(np.unique(drawn)) == set(fewest.tolist())
-    kept = np.asarray(share)[fewest] / np.asarray(share)[fewest].sum()
+    expected = np.asarray(probabilities)[fewest] / np.asarray(probabilities)[fewest].sum()
     frequencies = (np.asarray(drawn)[:, 0][:, None] == fewest).mean(0)
-    np.testing.assert_allclose(frequencies, kept, atol=0.08)
+    np.testing.assert_allclose(frequencies, expected, atol=0.08)
 
 
 def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
@@ -128,13 +128,13 @@ def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"stop_token": 13}, "stop_token=13"),
         ({"lengths": jnp.array(3)}, "lengths has shape"),
-        ({"lengths": jnp.array([0, 3])}, "lengths must lie in 1"),
+        ({"lengths": jnp.array([0, 3])}, "lengths must be from 1"),
         ({"lengths": jnp.array([1.0, 3.0])}, "lengths has dtype"),
         ({"prompt": jnp.ones((2, 3))}, "prompt has dtype"),
         ({"prompt": jnp.zeros((2, 0), int)}, r"prompt has shape \(2, 0\)"),
     ],
 )
-def test_bad_input_is_named(model, options, words):
+def test_bad_arguments_are_named(model, options, words):
     options = {"prompt": draw(0, 2, 3), "num_tokens": 2, "key": jax.random.key(0)} | options
     for function in (generate, stream):
         with pytest.raises(ValueError, match=words):

@@ -53,7 +53,7 @@ def gpt2(params, tokens, num_heads):
 
 
 @pytest.mark.parametrize("length", [1, 4, 9])
-def test_is_gpt2s_architecture(length):
+def test_the_architecture_is_gpt2s(length):
     model, params = model_and_params()
     logits = model.apply({"params": params}, tokens()[:length])
     chex.assert_shape(logits, (length, CONFIG.vocab_size))
@@ -70,7 +70,7 @@ def test_no_future_token_changes_a_past_logit(t, seed):
     assert (before[t] != after[t]).any()
 
 
-def test_batches_and_vmap_agree_and_drop_other_cells_in_each_example():
+def test_batches_and_vmap_agree_and_drop_other_entries_in_each_example():
     model, params = model_and_params(GPTConfig(11, 9, 2, 2, 8, dropout_rate=0.3))
     batch = tokens(shape=(3, 9))
     apply = jax.jit(lambda s: model.apply({"params": params}, s))
@@ -84,14 +84,14 @@ def test_batches_and_vmap_agree_and_drop_other_cells_in_each_example():
     assert (streamed != apply(same)).any()
 
 
-def test_generation_takes_the_likeliest_and_sees_the_latest_context():
+def test_generation_takes_the_most_likely_token_and_sees_the_latest_context():
     model, params = model_and_params()
     apply = jax.jit(lambda s: model.apply({"params": params}, s)[-1])
     sequence = list(np.asarray(tokens())[:3])
     for _ in range(15):  # beyond the context of 9
         sequence.append(int(apply(jnp.array(sequence[-9:])).argmax()))
-    came = generate(model, params, tokens()[:3], 15, temperature=0)
-    assert came.tolist() == sequence[3:]
+    generated = generate(model, params, tokens()[:3], 15, temperature=0)
+    assert generated.tolist() == sequence[3:]
     assert generate(model, params, jnp.array(sequence[:16]), 2, temperature=0).tolist() == sequence[16:]
 
 
@@ -103,9 +103,9 @@ def test_generation_draws_from_the_softmax():
     logits = gpt2(params, np.asarray(prompt), 2)[-1] / 1.7
     expected = np.exp(logits) / np.exp(logits).sum()
     assert np.abs(counts - expected).max() < 5 * (0.25 / 20000) ** 0.5
-    likeliest = set(np.argsort(logits)[-3:].tolist())
+    most_likely = set(np.argsort(logits)[-3:].tolist())
     drawn = jax.vmap(lambda key: generate(model, params, prompt, 1, key=key, top_k=3)[0])
-    assert set(drawn(jax.random.split(jax.random.key(0), 300)).tolist()) == likeliest
+    assert set(drawn(jax.random.split(jax.random.key(0), 300)).tolist()) == most_likely
 
 
 MODEL, PARAMS = model_and_params()
@@ -127,12 +127,12 @@ MODEL, PARAMS = model_and_params()
         (lambda: generate(MODEL, PARAMS, tokens(), 3, key=jax.random.key(0), top_k=0), ValueError, "top_k=0"),
     ],
 )
-def test_bad_input_is_named_with_what_to_write(call, error, words):
+def test_bad_arguments_are_named_with_what_to_write_instead(call, error, words):
     with pytest.raises(error, match=words):
         call()
 
 
-def test_packed_documents_are_as_each_alone():
+def test_packed_documents_give_the_logits_of_each_document_alone():
     model = GPT(GPTConfig(32, 12, 2, 2, 8))
     tokens = jax.random.randint(jax.random.key(0), (2, 12), 0, 32)
     documents = jnp.array([[1] * 5 + [2] * 4 + [3] * 3, [7] * 12])
@@ -147,7 +147,7 @@ def test_packed_documents_are_as_each_alone():
         model.apply(params, tokens, documents=documents, decode=True, mutable=["cache"])
 
 
-def test_computing_in_bfloat16_keeps_wide_logits_and_parameters():
+def test_computing_in_bfloat16_keeps_logits_and_parameters_in_float32():
     config, tokens = GPTConfig(32, 12, 2, 2, 8), jnp.arange(12)
     params = GPT(config).init(jax.random.key(1), tokens)
     with jax.numpy_dtype_promotion("standard"):  # as Flax's own layers need it

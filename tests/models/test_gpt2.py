@@ -1,4 +1,4 @@
-"""GPT-2's files: written by the test in Hugging Face's form, read by the library, compared with transformers itself."""
+"""GPT-2's files, written by the test in Hugging Face's format and compared with transformers."""
 
 import json
 
@@ -37,7 +37,7 @@ def write(tmp_path):
     return written
 
 
-def test_logits_and_continuation_are_those_of_transformers(write):
+def test_logits_and_generated_tokens_equal_those_of_transformers(write):
     transformers = pytest.importorskip("transformers", reason="compares with transformers: install the extra peers")
     torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra torch")
     directory = write()
@@ -47,16 +47,16 @@ def test_logits_and_continuation_are_those_of_transformers(write):
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
     np.testing.assert_allclose(model.apply({"params": params}, jnp.asarray(tokens)), expected, atol=1e-4)
-    came = generate(model, params, jnp.asarray(tokens[:, :4]), 20, temperature=0)
+    actual = generate(model, params, jnp.asarray(tokens[:, :4]), 20, temperature=0)
     prompt = torch.from_numpy(tokens[:, :4])
-    continued = theirs.generate(
+    expected = theirs.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, pad_token_id=0,
         eos_token_id=None,
     )  # fmt: skip
-    np.testing.assert_array_equal(came, continued[:, 4:].numpy())
+    np.testing.assert_array_equal(actual, expected[:, 4:].numpy())
 
 
-def test_files_with_and_without_prefix_head_and_old_masks_read_alike(write):
+def test_prefixes_tied_heads_and_stored_masks_make_no_difference(write):
     model, params = load_gpt2(write())
     assert model.config.num_layers == 2
     bare = tensors(prefix="")
@@ -84,14 +84,14 @@ def without(name):
             r"wpe.weight has shape \(23, 8\).*\(24, 8\)",
         ),
         (tensors() | {"lm_head.weight": np.ones((17, 8))}, CONFIG, "lm_head.weight differs"),
-        (None, CONFIG | {"model_type": "llama"}, "that of a llama"),
+        (None, CONFIG | {"model_type": "llama"}, "describes a llama"),
         (None, CONFIG | {"activation_function": "relu"}, "activation_function='relu'"),
         (None, CONFIG | {"n_inner": 5}, "n_inner=5"),
         (None, CONFIG | {"n_head": 3}, "features=8"),
-        (None, {"model_type": "gpt2"}, "does not name 'vocab_size'"),
+        (None, {"model_type": "gpt2"}, "has no field 'vocab_size'"),
     ],
 )
-def test_what_is_wrong_is_named(write, weights, config, words):
+def test_other_architectures_and_wrong_tensors_are_named(write, weights, config, words):
     with pytest.raises(ValueError, match=words):
         load_gpt2(write(weights, config))
 

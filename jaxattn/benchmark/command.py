@@ -1,0 +1,103 @@
+"""The command `jaxattn benchmark`: measure what was asked for, and print and keep each row as it comes."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxattn.benchmark.attention import compare_attention
+from jaxattn.benchmark.cases import Case
+from jaxattn.benchmark.decoding import compare_decoding
+from jaxattn.benchmark.layers import compare_layers
+from jaxattn.benchmark.machine import describe_machine, total_memory
+from jaxattn.benchmark.measure import Comparison, Row, matmul_rate, measure
+from jaxattn.benchmark.memory import extra_memory
+from jaxattn.benchmark.options import check, parser
+from jaxattn.benchmark.plot import plot
+from jaxattn.benchmark.report import heading, line, markdown, write_json
+from jaxattn.benchmark.training import compare_training
+from jaxattn.training.devices import use_all_cores
+from jaxattn.training.progress import say
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; return the exit status."""
+    options = parser().parse_args(argv)
+    try:
+        check(options)
+        run(options)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print(f"jaxattn benchmark: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxattn benchmark: interrupted; the figures so far are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print and keep each row as it comes."""
+    if options.only == "training":
+        use_all_cores()
+    machine, rate = describe_machine(), matmul_rate()
+    rows: list[Row] = []
+    report, title = {"machine": machine, "matmul_gflops": rate, "rows": rows}, ""
+    say("  ".join(f"{name} {value}" for name, value in machine.items()))
+    say(f"float32 matrix products run at {rate:.0f} GFLOP/s")
+    for row in measure_all(options):
+        if "gflops" in row:
+            row["of_matmul"] = row["gflops"] / rate
+        rows.append(row)
+        if heading(row) != title:
+            title = heading(row)
+            say(f"\n{title}")
+        say(line(row))
+        keep(options, report)
+    if options.plot is not None:
+        plot(attention_rows(rows), options.plot)
+
+
+def measure_all(options: argparse.Namespace) -> Iterator[Row]:
+    """Measure all comparisons, and with --memory attention's memory."""
+    for comparison in comparisons(options):
+        for row in measure(comparison, options.seconds):
+            if options.memory and row["group"] == "attention":
+                case = Case(row["mask"], row["B"], row["T"], row["H"], row["D"], row["direction"] != "forward")
+                row["bytes"] = extra_memory(row["name"], case)
+            yield row
+
+
+def comparisons(options: argparse.Namespace) -> Iterator[Comparison]:
+    """Prepare the comparisons that were asked for, one by one."""
+    if options.only == "decoding":
+        yield from map(compare_decoding, options.batch_sizes or [1])
+    elif options.only == "training":
+        yield compare_training()
+    else:
+        for case in cases(options):
+            if options.only != "stages":
+                for mask in options.masks:
+                    yield compare_attention(case._replace(mask=mask), options.implementations, total_memory() / 2)
+            if options.only != "attention":
+                yield from compare_layers(case)
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """List the directions and sizes, each with the first mask."""
+    for direction in options.directions:
+        for T in options.lengths:
+            for B in options.batch_sizes or [32 if T <= 256 else 1]:
+                yield Case(options.masks[0], B, T, options.heads, options.head_width, direction != "forward")
+
+
+def keep(options: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Write the figures so far to the files that were asked for."""
+    if options.json is not None:
+        write_json(report, options.json)
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(attention_rows(report["rows"])), encoding="utf-8")
+
+
+def attention_rows(rows: list[Row]) -> list[Row]:
+    """Pick the rows of attention alone."""
+    return [row for row in rows if row["group"] == "attention"]

@@ -1,0 +1,57 @@
+"""Time attention beside other libraries on this machine, after checking that all compute the same numbers.
+
+Groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX, and,
+where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside Flax's;
+"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"), and "training" are steps of a small GPT
+beside nanoGPT in PyTorch (extra "torch"). Candidates take turns, and the median of each one's times counts. "of matmul"
+is the rate of the operations that the mask leaves, relative to the rate of plain matrix products in the same run; the
+last column is the time relative to jaxattn's.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import get_args
+
+from jaxattn.benchmark.cases import MASKS
+from jaxattn.benchmark.plot import check_plot_file
+from jaxattn.kernels.call import Implementation
+
+GROUPS = ("attention", "stages", "decoding", "training")
+DIRECTIONS = ("forward", "forward+backward")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    new = argparse.ArgumentParser(
+        "jaxattn benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = new.add_argument
+    kernels = get_args(Implementation)
+    add("--only", choices=GROUPS, help="one group (default: the first two)")
+    add("--lengths", type=int, nargs="+", default=[128, 512, 2048], metavar="T", help="tokens (default: 128 512 2048)")
+    add("--batch-sizes", type=int, nargs="+", metavar="B", help="sequences (default: 32 up to 256 tokens, else 1)")
+    add("--heads", type=int, default=8, metavar="H", help="number of heads (default: 8)")
+    add("--head-width", type=int, default=64, metavar="D", help="width of each head (default: 64)")
+    add("--masks", choices=MASKS, nargs="+", default=["causal"], help="masks for attention alone (default: causal)")
+    add("--implementations", choices=kernels, nargs="+", default=["dense"], help="our kernels to time by name, beside "
+        "the one that is chosen (default: dense)")  # fmt: skip
+    add("--directions", choices=DIRECTIONS, nargs="+", default=DIRECTIONS, help="(default: both)")
+    add("--seconds", type=float, default=2.0, metavar="S", help="for each comparison, at least 3 rounds (default: 2)")
+    add("--memory", action="store_true", help="measure each candidate's peak memory too, each in its own process")
+    add("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add("--markdown", type=Path, metavar="FILE", help="write attention's figures to this file, as tables")
+    add("--plot", type=Path, metavar="FILE", help="draw attention's time and memory over length (.png, .svg, .pdf)")
+    return new
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot work before anything is measured."""
+    if min([*options.lengths, *(options.batch_sizes or [1]), options.heads, options.head_width]) < 1:
+        raise ValueError("--lengths, --batch-sizes, --heads and --head-width must be at least 1")
+    for name in ("json", "markdown", "plot"):
+        file = getattr(options, name)
+        if file is not None and not os.access(file.absolute().parent, os.W_OK):
+            raise ValueError(f"--{name} {file}: the folder does not exist, or cannot be written")
+    if options.plot is not None:
+        check_plot_file(options.plot)

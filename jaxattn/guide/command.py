@@ -1,0 +1,69 @@
+"""Make a page that shows every number of the four stages of attention, on the book's sentence or your own.
+
+The page is a single file that needs no network. Exit status: 0 the page is written, 2 something was wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxattn.guide.page import render_page
+from jaxattn.guide.plots import plot_story, save_plots
+from jaxattn.guide.story import MAX_TOKENS, Story, book_story, random_story
+from jaxattn.guide.trained import trained_story
+from jaxattn.training.progress import say
+from jaxattn.training.saving import write_whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; return the exit status."""
+    options = parser().parse_args(argv)
+    try:
+        check(options)
+        story = make_story(options)
+        if options.plots is not None:
+            say(f"{options.plots}: {len(save_plots(plot_story(story), options.plots)) // 3} figures")
+        else:
+            write_whole(options.out, render_page(story).encode("utf-8"))
+            say(f"{options.out}: open it in a browser")
+    except (OSError, ValueError, ImportError) as error:
+        print(f"jaxattn guide: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxattn guide: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    new = argparse.ArgumentParser(
+        "jaxattn guide", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = new.add_argument
+    add("--text", metavar="TEXT", help="a sentence of 2 to 24 words (default: the book's, with the book's numbers)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of a text's random vectors and weights (default: 0)")
+    add("--run", metavar="DIR", help="show the attention of a model that `train --out DIR` saved")
+    add("--plots", type=Path, metavar="DIR", help="save every matrix as PNG, SVG and PDF instead, for texts of any "
+        "length")  # fmt: skip
+    add("--out", type=Path, default=Path("guide.html"), metavar="FILE", help="the page (default: guide.html)")
+    return new
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot work before anything is computed."""
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is {options.seed}, but must be from 0 to {2**32 - 1}")
+    if options.plots is None and (options.out.is_dir() or not options.out.parent.is_dir()):
+        raise ValueError(f"--out {options.out} is not a file in an existing folder: write --out guide.html")
+
+
+def make_story(options: argparse.Namespace) -> Story:
+    """Choose the sentence and the numbers of its vectors and weights."""
+    max_tokens = MAX_TOKENS if options.plots is None else None
+    # Arguments may hold bytes that are not UTF-8.
+    text = None if options.text is None else options.text.encode("utf-8", errors="replace").decode("utf-8")
+    if options.run is not None:
+        return trained_story(options.run, text, options.seed, max_tokens)
+    return book_story() if text is None else random_story(text, options.seed, max_tokens)

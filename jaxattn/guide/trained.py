@@ -1,0 +1,88 @@
+"""A story told by a trained model: the attention of each of its layers, and its predictions."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxattn.guide.story import MAX_TOKENS, Story, random_numbers
+from jaxattn.guide.trace import Trace, trace
+from jaxattn.models.gpt import GPT
+from jaxattn.stages import MultiHeadAttention
+from jaxattn.tasks.pronouns.report import read_report
+from jaxattn.tasks.pronouns.words import PRONOUNS
+from jaxattn.training.saving import load_model
+from jaxattn.training.tokenizer import EOS, Tokenizer, open_tokenizer
+
+NUM_NEXT_WORDS = 10
+# The sentence without --text, and a shorter one for models that read bytes.
+SENTENCE, SHORT_SENTENCE = "the old dog chased the quick fox which bit him", "the dog bit him"
+
+
+def trained_story(directory: str, text: str | None, seed: int, max_tokens: int | None = MAX_TOKENS) -> Story:
+    """Trace a trained model on a text; what does not depend on the model is random.
+
+    Raises:
+        OSError: the directory cannot be read.
+        ValueError: it holds no model, or the text has fewer than 2 tokens, or more than `max_tokens`.
+    """
+    model, params = load_model(directory)
+    tokenizer, config = open_tokenizer(Path(directory)), model.config
+    ids = tokenizer.encode(SENTENCE if text is None else text)
+    if text is None and len(ids) > min(max_tokens or len(ids), config.context_length):
+        ids = tokenizer.encode(SHORT_SENTENCE)
+    story = random_numbers([_label(tokenizer, token) for token in ids], seed, max_tokens)
+    if len(ids) > config.context_length:
+        raise ValueError(
+            f"the text has {len(ids)} tokens, but the model's context has {config.context_length}: write a shorter "
+            "--text"
+        )
+    logits, layers = _trace_layers(model, params, jnp.array(ids))
+    probabilities = jax.nn.softmax(logits)  # (T, vocab_size)
+    likely = jax.lax.top_k(probabilities.max(0), min(NUM_NEXT_WORDS, config.vocab_size))[1]
+    story = story._replace(
+        run=directory,
+        layers=layers,
+        next_probabilities=probabilities[:, likely],
+        next_words=tuple(_label(tokenizer, int(token)) for token in likely),
+        query=len(ids) - 1,
+        best_head=(config.num_layers - 1, 0),
+    )
+    report = Path(directory) / "pronouns.json"
+    return _with_report(story, report) if report.exists() else story
+
+
+def _trace_layers(model: GPT, params: Any, tokens: Array) -> tuple[Array, tuple[Trace, ...]]:
+    """Return the logits, and a trace of stage 4b on the inputs and parameters of each layer's attention."""
+    logits, state = model.apply(
+        {"params": params}, tokens, capture_intermediates=lambda module, _: module.name == "attention_norm"
+    )
+    attention = MultiHeadAttention(model.config.num_heads, model.config.features, use_bias=True)
+    traces = []
+    for block in (f"block_{number}" for number in range(model.config.num_layers)):
+        (inputs,) = state["intermediates"][block]["attention_norm"]["__call__"]
+        traces.append(trace(attention, {"params": params[block]["attention"]}, inputs))
+    return logits, tuple(traces)
+
+
+def _with_report(story: Story, file: Path) -> Story:
+    """Choose the last pronoun and the head that attends to its noun, and report how well that works."""
+    report = read_report(file)
+    layer, head = report.best_head
+    summary = (
+        f"Here an arc has a meaning. Asked to choose between him and her, the model is right in {report.accuracy:.1%} "
+        f"of sentences whose pair of noun and verb it never saw; the previous word alone gives {report.bigram:.1%}. "
+        "The model decides at that word who is meant. At the pronoun it looks the animal up again, since what that was "
+        f"doing may come next: head {head} of layer {layer} gives the noun {report.attention.max():.2f} of its "
+        "attention, averaged over these sentences."
+    )
+    pronouns = [number for number, token in enumerate(story.tokens) if token in PRONOUNS]
+    return story._replace(query=pronouns[-1] if pronouns else story.query, best_head=(layer, head), summary=summary)
+
+
+def _label(tokenizer: Tokenizer, token: int) -> str:
+    """Decode a token so that its white space is visible."""
+    text = EOS if token == tokenizer.eos_token else tokenizer.decode([token])
+    return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"}) if text != text.strip() or not text else text

@@ -1,0 +1,74 @@
+"""Tensors and parameters by name, checked."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+Params = dict[str, Any]
+PROJECTIONS = ("query", "key", "value")
+
+
+class Tensors:
+    """The tensors of a `state_dict`, taken one by one with their shape checked, until none is left.
+
+    Args:
+        tensors: torch tensors or NumPy arrays by name.
+        ignored: last parts of names to leave out.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], ignored: tuple[str, ...] = ()) -> None:
+        self._left = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2] not in ignored}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def names(self) -> list[str]:
+        """List the tensors that are left."""
+        return list(self._left)
+
+    def take(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """Remove and return a tensor of a shape in which None is any size.
+
+        Raises:
+            ValueError: the tensor is missing, or has another shape.
+        """
+        if name not in self._left:
+            others = ", ".join(sorted(self._left)[:4]) or "nothing"
+            raise ValueError(f"the tensor {name} is missing; left are {others}")
+        tensor = self._left.pop(name)
+        array = np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor)
+        fits = [size in (None, actual) for size, actual in zip(shape, array.shape, strict=False)]
+        if array.ndim != len(shape) or not all(fits):
+            expected = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+            raise ValueError(f"the tensor {name} has shape {array.shape}, but must be {expected}")
+        return array
+
+    def discard(self, name: str) -> None:
+        """Remove a tensor that is no parameter, if there is one."""
+        self._left.pop(name, None)
+
+    def finish(self) -> None:
+        """Check that no tensor is left.
+
+        Raises:
+            ValueError: one is left.
+        """
+        if self._left:
+            raise ValueError(
+                f"the tensor {sorted(self._left)[0]} has no counterpart here ({len(self._left)} left over)"
+            )
+
+
+def check_names(params: Mapping[str, Any], required: Collection[str], optional: Collection[str] = ()) -> None:
+    """Check that all required parameters are there, and no unknown ones.
+
+    Raises:
+        ValueError: a parameter is missing or unknown.
+    """
+    for name in required:
+        if name not in params:
+            raise ValueError(f"the parameter {name} is missing; there are {', '.join(sorted(params)) or 'none'}")
+    for name in params:
+        if name not in required and name not in optional:
+            raise ValueError(f"the parameter {name} has no counterpart there")
