@@ -15,6 +15,7 @@ from typing import get_args
 
 from jaxattn.benchmark.cases import MASKS
 from jaxattn.benchmark.plot import check_plot_file
+from jaxattn.cli import Parser
 from jaxattn.kernels.call import Implementation
 
 GROUPS = ("attention", "stages", "decoding", "training")
@@ -23,9 +24,7 @@ DIRECTIONS = ("forward", "forward+backward")
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    new = argparse.ArgumentParser(
-        "jaxattn benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    new = Parser(prog="jaxattn benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = new.add_argument
     kernels = get_args(Implementation)
     add("--only", choices=GROUPS, help="one group (default: the first two)")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxattn.cli import Parser
 from jaxattn.guide.page import render_page
 from jaxattn.guide.plots import plot_story, save_plots
 from jaxattn.guide.story import MAX_TOKENS, Story, book_story, random_story
@@ -38,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    new = argparse.ArgumentParser(
-        "jaxattn guide", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    new = Parser(prog="jaxattn guide", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = new.add_argument
     add("--text", metavar="TEXT", help="a sentence of 2 to 24 words (default: the book's, with the book's numbers)")
     add("--seed", type=int, default=0, metavar="N", help="seed of a text's random vectors and weights (default: 0)")
