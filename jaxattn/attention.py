@@ -9,10 +9,10 @@ from jaxtyping import Float
 from jaxattn.kernels import blockwise, cudnn, dense, small, transforms
 from jaxattn.kernels.call import AttentionCall, Implementation, Options, checked_call
 
-KERNELS: dict[str, ModuleType] = {"cudnn": cudnn, "blockwise": blockwise, "dense": dense}  # in order of preference
+KERNELS: dict[str, ModuleType] = {"cudnn": cudnn, "dense": dense, "blockwise": blockwise}
 
-# So few scores a head are fastest without blocks, however many heads there are; measured by scripts/benchmark.py.
-FEW_SCORES = 96 * 96
+# Up to this many scores per head, dense is fastest for any number of heads; measured by `jaxattn benchmark`.
+FEW_SCORES_PER_HEAD = 96 * 96
 
 Query = Float[Array, "*batch T H D"]
 Key = Float[Array, "*batch S K D"]
@@ -63,14 +63,14 @@ def dot_product_attention(
         scale: factor on the dot products; None is 1 / √D.
         bias: added to the scaled scores; broadcasts to `(..., H, T, S)`.
         dropout_rate: share of the weights that are dropped, in [0, 1).
-        dropout_key: PRNG key for dropout; every head and example drops other entries.
+        dropout_key: PRNG key for dropout; each head and example drops different entries.
         return_weights: return `(context, weights)`, the weights `(..., H, T, S)` before dropout.
         implementation: the kernel, all with equal results: "dense" stores all weights, "blockwise" has memory linear
             in the tokens, "cudnn" is NVIDIA's. None chooses; `explain_implementation` says which and why.
 
     Returns:
-        The context, in the type of `query`. It has derivatives of all kinds with "dense", and first derivatives in
-        reverse mode with the others.
+        The context `(..., T, H, D_v)` in the type of `query`, or `(context, weights)`. With implementation="dense" it
+        has derivatives of all kinds, otherwise at least first derivatives in reverse mode.
 
     Raises:
         TypeError: an input is not floating point, types differ, or the mask is not boolean.
@@ -108,7 +108,7 @@ def dot_product_attention(
 def explain_implementation(*args: Any, **options: Any) -> str:
     """Say which kernel `dot_product_attention` would run with the same arguments, and why not the others.
 
-    Only shapes and types matter. The answer has one line for each kernel; the first is the one that runs.
+    The values of the arrays do not matter. The answer has one line for each kernel; the first is the one that runs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,9 +120,9 @@ def explain_implementation(*args: Any, **options: Any) -> str:
     call = checked_call(*args, **options)
     chosen, reason = choose(call)
     others = {
-        "cudnn": f"{chosen} comes first here",
-        "blockwise": f"{chosen} comes first here",
-        "dense": f"would store {call.num_scores} weights, {4 * call.num_scores / 2**20:.0f} MB in float32",
+        "cudnn": f"{chosen} was chosen",
+        "blockwise": f"{chosen} was chosen",
+        "dense": f"would store {call.num_scores} weights, {4 * call.num_scores / 1e6:.0f} MB in float32",
     }
     lines = [
         f"{name} does not: {KERNELS[name].unsupported(call) or others[name]}" for name in KERNELS if name != chosen
@@ -133,8 +133,8 @@ def explain_implementation(*args: Any, **options: Any) -> str:
 def attend(call: AttentionCall) -> Array:
     """Compute the context of a checked call."""
     chosen, _ = choose(call)
-    # Known from the tokens alone, dense is plain JAX, with all of its transformations.
-    if chosen == "dense" and (call.implementation == "dense" or _has_few_scores_a_head(call)):
+    # This choice does not depend on the batch, so it holds under `vmap` too: run plain JAX, with all derivatives.
+    if chosen == "dense" and (call.implementation == "dense" or _has_few_scores_per_head(call)):
         return dense.attend(call).context
     return cudnn.attend(call) if chosen == "cudnn" else transforms.attend(call)
 
@@ -160,12 +160,12 @@ def choose(call: AttentionCall) -> tuple[str, str]:
         return "cudnn", "NVIDIA's kernel supports this call"
     if call.return_weights:
         return "dense", "it alone returns the weights"
-    if _has_few_scores_a_head(call) or small.unsupported(call) is None:
+    if _has_few_scores_per_head(call) or small.unsupported(call) is None:
         T, S, _, _ = call.sizes
-        return "dense", f"{T} × {S} scores in {call.num_scores // max(1, T * S)} heads are few"
+        return "dense", f"{T} × {S} scores in each of {call.num_scores // max(1, T * S)} heads are few"
     return "blockwise", "its memory is linear in the tokens"
 
 
-def _has_few_scores_a_head(call: AttentionCall) -> bool:
+def _has_few_scores_per_head(call: AttentionCall) -> bool:
     T, S, _, _ = call.sizes
-    return T * S <= FEW_SCORES
+    return T * S <= FEW_SCORES_PER_HEAD

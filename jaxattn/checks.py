@@ -97,10 +97,15 @@ def check_key(name: str, key: Any) -> Array:
     return key
 
 
-def features_per_head(num_heads: int, features: int) -> int:
-    """Return the width of each head; the number of heads must divide `features`."""
+def check_num_heads(num_heads: int) -> None:
+    """Check that there is at least one head."""
     if num_heads < 1:
         raise ValueError(f"num_heads={num_heads} must be at least 1: write num_heads=1 for a single head")
+
+
+def features_per_head(num_heads: int, features: int) -> int:
+    """Return the width of each head; the number of heads must divide `features`."""
+    check_num_heads(num_heads)
     if features % num_heads:
         below, above = features // num_heads * num_heads, -(-features // num_heads) * num_heads
         choices = " or ".join(f"features={width}" for width in (below, above) if width)

@@ -2,10 +2,10 @@
 
     Attention(Q, K, V) = softmax(Q Kᵀ / √d) V        (Vaswani et al. 2017, "Attention Is All You Need", equation 1)
 
-    query    (..., T, d)      T vectors that ask
-    key      (..., S, d)      S vectors that they are compared with
-    value    (..., S, d_v)    S vectors that are averaged
-    scores   (..., T, S)      query · key, the logits of the softmax
+    query    (..., T, d)      T query vectors
+    key      (..., S, d)      S key vectors that queries are compared with
+    value    (..., S, d_v)    S value vectors, which are averaged
+    scores   (..., T, S)      query · key, before scale and mask
     weights  (..., T, S)      each row sums to 1, or to 0 where the query may attend to nothing
     context  (..., T, d_v)    each row is an average of the values under one row of weights
 
@@ -84,8 +84,8 @@ def renormalized_weights(
 ) -> Float[Array, "*batch T S"]:
     """Mask after the softmax: set masked weights to 0 and divide each row by its new sum (section 3.5.1).
 
-    This equals `attention_weights(scores, mask)`, because the softmax's denominator cancels: masked keys leak nothing.
-    It costs a pass more, and underflows where masked keys hold nearly all of the weight.
+    This equals `attention_weights(scores, mask)`, because the softmax's denominator cancels: masked keys do
+    not affect the result. It costs one more pass, and underflows where masked keys hold nearly all of the weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -102,8 +102,9 @@ def renormalized_weights(
 def dropout(weights: Float[Array, "*shape"], rate: float, key: Array) -> Float[Array, "*shape"]:
     """Set each weight to 0 with probability `rate`, and scale the others by 1 / (1 - rate) (section 3.5.2).
 
-    The scaling keeps the mean of every weight, so a row sums to 1 on average only. At rate 0.5, 1 / rate would also
-    give 2; only 1 / (1 - rate) is right. The same key drops the same entries (Srivastava et al. 2014, "Dropout").
+    The scaling keeps the mean of every weight, so a row sums to 1 on average only. The factor is not 1 / rate, which
+    happens to be the same at the book's rate of 0.5. The same key drops the same entries (Srivastava et al. 2014,
+    "Dropout").
 
     Example:
         >>> import jax, jax.numpy as jnp

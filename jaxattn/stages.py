@@ -3,7 +3,7 @@
     1   SimpleSelfAttention         each token's context is an average of all tokens
     2   SelfAttention               new: query, key and value projections, scaled scores
     3   CausalAttention             new: a causal mask, and dropout on the weights
-    4a  MultiHeadAttentionWrapper   new: several heads, in order
+    4a  MultiHeadAttentionWrapper   new: several heads, one after another
     4b  MultiHeadAttention          new: all heads in one computation, and an output projection
 
 All modules are called in the same way, on one sequence or any batch:
@@ -32,7 +32,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxattn.attention import dot_product_attention
-from jaxattn.checks import as_tokens, check_rate, features_per_head
+from jaxattn.checks import as_tokens, check_num_heads, check_rate, features_per_head
 from jaxattn.functional import attention_scores, attention_weights, context_vectors, dropout
 from jaxattn.kernels import dense
 from jaxattn.kernels.call import Implementation, checked_call
@@ -92,10 +92,9 @@ class CausalAttention(nn.Module):
         query, key, value = project(as_tokens("x", x), self.features, self.use_bias)  # (..., T, features) each
         scores = attention_scores(query, key)  # (..., T, T)
         mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-        weights = kept_weights = attention_weights(scores, mask, scale=self.features**-0.5)
+        weights = attention_weights(scores, mask, scale=self.features**-0.5)
         dropout_key = choose_dropout_key(self, self.dropout_rate, deterministic, dropout_key)
-        if dropout_key is not None:
-            kept_weights = dropout(weights, self.dropout_rate, dropout_key)
+        kept_weights = weights if dropout_key is None else dropout(weights, self.dropout_rate, dropout_key)
         context = context_vectors(kept_weights, value)  # (..., T, features)
         sow(self, queries=query, keys=key, values=value, scores=scores)
         sow(self, weights=weights, kept_weights=kept_weights, context=context)
@@ -117,12 +116,12 @@ class MultiHeadAttentionWrapper(nn.Module):
     def __call__(
         self, x: Tokens, deterministic: bool = True, dropout_key: Array | None = None, return_weights: bool = False
     ) -> Output:
-        features_per_head(self.num_heads, self.num_heads * self.features)
-        keys = [None] * self.num_heads if dropout_key is None else jax.random.split(dropout_key, self.num_heads)
+        check_num_heads(self.num_heads)
+        head_keys = [None] * self.num_heads if dropout_key is None else jax.random.split(dropout_key, self.num_heads)
         contexts, weights = [], []
-        for number, key in enumerate(keys):
+        for number, head_key in enumerate(head_keys):
             head = CausalAttention(self.features, self.dropout_rate, self.use_bias, name=f"heads_{number}")
-            context, head_weights = head(x, deterministic, key, return_weights=True)
+            context, head_weights = head(x, deterministic, head_key, return_weights=True)
             contexts.append(context)
             weights.append(head_weights)
         output = jnp.concatenate(contexts, axis=-1)  # (..., T, num_heads * features)
@@ -147,7 +146,8 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self, x: Tokens, deterministic: bool = True, dropout_key: Array | None = None, return_weights: bool = False
     ) -> Output:
-        x, D = as_tokens("x", x), features_per_head(self.num_heads, self.features)
+        x = as_tokens("x", x)
+        D = features_per_head(self.num_heads, self.features)
         # Split: view first, (..., T, features) -> (..., T, H, D). A transpose first would mix tokens and features.
         query, key, value = (
             array.reshape(*x.shape[:-1], self.num_heads, D) for array in project(x, self.features, self.use_bias)
@@ -166,7 +166,7 @@ class MultiHeadAttention(nn.Module):
 
 
 def parallel_from_stacked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of the `MultiHeadAttention` that equals a `MultiHeadAttentionWrapper` with `params`.
+    """Convert the parameters of `MultiHeadAttentionWrapper(H, D)` to those of an equal `MultiHeadAttention(H, H * D)`.
 
     The heads' kernels stand side by side, and the output projection, which stacked heads lack, is the identity.
     """

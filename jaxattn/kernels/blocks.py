@@ -8,25 +8,23 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import Array, lax
 
 from jaxattn.kernels.call import AttentionCall
 
 Index = Any  # an int, or a traced integer
 
-# A product of two blocks this long runs near a CPU's full rate, measured; smaller ones run on a single core.
+# A product of two blocks of this many tokens runs near a CPU's full rate; smaller ones run on one core. Measured.
 SIDE = 512
-# The scores of one block in all heads together: 2 MB in float32 stay in a CPU's caches, and accelerators want more.
+# How many scores a block may have in all its heads: 2 MB in float32 stay in a CPU's caches, accelerators want more.
 SCORES_CPU, SCORES_ACCELERATOR = 2**19, 2**25
 
 
-class Heads(NamedTuple):
-    """A block of examples and heads (B, K, G): where it begins, its size, its number, and the number of all heads G."""
+class HeadBlock(NamedTuple):
+    """A block of examples and heads (B, K, G): its start, its size, its place among the blocks; and G of all heads."""
 
     start: tuple[Index, ...]
     size: tuple[int, ...]
-    number: tuple[Index, ...]
+    place: tuple[Index, ...]
     group: int
 
     @property
@@ -46,45 +44,52 @@ class Blocks(NamedTuple):
     inner_count: int
 
     @property
-    def turns(self) -> int:
-        """How many turns the outer loop takes."""
+    def steps(self) -> int:
+        """How many steps the outer loop takes."""
         return math.prod(self.head_counts) * self.outer_count
 
-    def place(self, turn: Index) -> tuple[Heads, Index]:
-        """Return the heads of one turn of the outer loop, and the number of its outer block."""
-        *number, outer = _unravel(turn, (*self.head_counts, self.outer_count))
-        start = tuple(block * size for block, size in zip(number, self.heads, strict=True))
-        return Heads(start, self.heads, tuple(number), self.heads[-1] * self.head_counts[-1]), outer
+    def at(self, step: Index) -> tuple[HeadBlock, Index]:
+        """Return the heads and the index of the outer block of one step of the outer loop."""
+        *index, outer = _unravel(step, (*self.head_counts, self.outer_count))
+        start = tuple(i * size for i, size in zip(index, self.heads, strict=True))
+        return HeadBlock(start, self.heads, tuple(index), self.heads[-1] * self.head_counts[-1]), outer
 
 
-def choose_blocks(call: AttentionCall, outer: int, inner: int, width: int | None) -> Blocks:
-    """Choose block sizes for so many outer and inner tokens; `width` bounds the inner tokens of an outer one.
+def choose_blocks(call: AttentionCall, outer: int, inner: int) -> Blocks:
+    """Choose the block sizes for so many outer and inner tokens.
 
-    Heads are cut into blocks where one device computes all of them. Where the compiler shards the call over devices,
-    a block spans all examples and heads: then each device works on its own, and no array is gathered for a slice.
+    On a single CPU device, heads are cut into blocks whose scores stay in the caches. Everywhere else a block spans all
+    examples and heads: where the compiler shards the call, each device then works on its own, and nothing is gathered
+    for a slice.
     """
     _, _, H, K = call.sizes
     shape = (*call.batch, K, H // K)
-    on_cpu = jax.default_backend() == "cpu"
-    limit = SCORES_CPU if on_cpu else SCORES_ACCELERATOR
-    if on_cpu and on_one_device():
-        side = SIDE if width is None else min((SIDE, SIDE // 2), key=lambda side: -(-(width - 1 + side) // SIDE))
-        block_outer, block_inner = _equal_parts(outer, side), _equal_parts(inner, SIDE)
+    if jax.default_backend() == "cpu" and on_one_device():
+        outer_block, inner_block = _cached_sides(call, outer, inner)
         # Blocks of short sequences measured faster at half of the limit.
-        fitting = (limit if max(block_outer, block_inner) > SIDE // 2 else limit / 2) / (block_outer * block_inner)
-        heads = _cut_heads(shape, fitting)
+        limit = SCORES_CPU if max(outer_block, inner_block) > SIDE // 2 else SCORES_CPU // 2
+        heads = _cut_heads(shape, limit / (outer_block * inner_block))
     else:
-        fitting = SCORES_ACCELERATOR * jax.device_count() / max(1, math.prod(shape))
-        side = min(SIDE, max(SIDE // 8, 2 ** int(math.log2(max(1, fitting)) / 2)))
-        block_outer, block_inner, heads = _equal_parts(outer, side), _equal_parts(inner, side), shape
+        # As if all devices shared the call: a power of two between an eighth of the side and the side.
+        scores_per_head = SCORES_ACCELERATOR * jax.device_count() / max(1, math.prod(shape))
+        side = min(SIDE, max(SIDE // 8, 2 ** int(math.log2(max(1, scores_per_head)) / 2)))
+        outer_block, inner_block, heads = _block_length(outer, side), _block_length(inner, side), shape
     counts = tuple(n // block for n, block in zip(shape, heads, strict=True))
-    return Blocks(heads, counts, block_outer, -(-outer // block_outer), block_inner, -(-inner // block_inner))
+    return Blocks(heads, counts, outer_block, -(-outer // outer_block), inner_block, -(-inner // inner_block))
 
 
 def on_one_device() -> bool:
     """Return whether no compiler shards this program: there is one device, or `shard_map` has all mesh axes."""
     mesh = jax.sharding.get_abstract_mesh()
     return jax.device_count() == 1 or (bool(mesh.axis_names) and set(mesh.manual_axes) == set(mesh.axis_names))
+
+
+def _cached_sides(call: AttentionCall, outer: int, inner: int) -> tuple[int, int]:
+    """Return the tokens of outer and inner blocks; in a narrow band, half the side if fewer inner blocks cover it."""
+    width, side = call.band.width, SIDE
+    if width is not None:
+        side = min((SIDE, SIDE // 2), key=lambda side: -(-(width - 1 + side) // SIDE))
+    return _block_length(outer, side), _block_length(inner, SIDE)
 
 
 def _cut_heads(shape: tuple[int, ...], fitting: float) -> tuple[int, ...]:
@@ -98,8 +103,8 @@ def _cut_heads(shape: tuple[int, ...], fitting: float) -> tuple[int, ...]:
     return tuple(reversed(heads))
 
 
-def _equal_parts(length: int, most: int) -> int:
-    """Cut a length into equal blocks of at most `most`, rounded up to 16 for the vector registers."""
+def _block_length(length: int, most: int) -> int:
+    """Return the length of equal blocks of at most `most`, rounded up to 16 for the vector registers."""
     return -(-length // (16 * -(-length // most))) * 16
 
 
@@ -110,27 +115,3 @@ def _unravel(index: Index, shape: tuple[int, ...]) -> list[Index]:
         places.append(index % size if size > 1 else 0)
         index = index // size if size > 1 else index
     return places[::-1]
-
-
-def split_heads(array: Array, H: int, K: int) -> Array:
-    """(B, H, T, S) -> (B, K, G, T, S); an axis of 1 becomes two."""
-    heads = (1, 1) if array.shape[-3] == 1 else (K, H // K)
-    return array.reshape(*array.shape[:-3], *heads, *array.shape[-2:])
-
-
-def pad_entries(array: Array, T: int, S: int) -> Array:
-    """Pad (..., T, S) by repeating the last entries, so that a mask's minimum and maximum in a block stay the same."""
-    widths = [(0, 0)] * (array.ndim - 2)
-    widths += [(0, 0 if n == 1 else max(0, to - n)) for n, to in zip(array.shape[-2:], (T, S), strict=True)]
-    return jnp.pad(array, widths, mode="edge") if any(after for _, after in widths) else array
-
-
-def take(array: Array, start: tuple[Index, ...], size: tuple[int, ...]) -> Array:
-    """Return the tile of an array that begins at `start`."""
-    size = tuple(min(pair) for pair in zip(array.shape, size, strict=True))
-    return lax.dynamic_slice(array, inside(array, start), size)
-
-
-def inside(array: Array, start: tuple[Index, ...]) -> tuple[Index, ...]:
-    """Return `start` with 0 for axes of 1, which stand for all entries."""
-    return tuple(0 if n == 1 else index for n, index in zip(array.shape, start, strict=True))

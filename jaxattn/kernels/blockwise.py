@@ -6,8 +6,9 @@ gives the context (Milakov & Gimelshein 2018, "Online normalizer calculation for
 "Self-attention Does Not Need O(n²) Memory").
 
 Scores are in base 2, with log2(e) in the scale, because exp2 is cheaper than exp. Each row is shifted by its own
-largest score, so an output depends, to the last bit, on nothing but what its query attends to. (A NaN or infinite value
-spreads even where it is masked, because 0 · NaN is NaN, as in every implementation that multiplies matrices.)
+largest score, so for given shapes and band an output's bits depend on nothing but what its query attends to. (A NaN or
+infinite value spreads even where it is masked, because 0 · NaN is NaN, as in every implementation that multiplies
+matrices.)
 """
 
 import functools
@@ -16,11 +17,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxattn.kernels.blocks import Blocks, Heads, Index, choose_blocks
+from jaxattn.kernels.blocks import Blocks, HeadBlock, Index, choose_blocks
 from jaxattn.kernels.blockwise_backward import backward
-from jaxattn.kernels.call import LOG2_E, AttentionCall
-from jaxattn.kernels.dense import matmul_precision
-from jaxattn.kernels.exp2 import exp2
+from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.exp2 import LOG2_E, exp2
 from jaxattn.kernels.plan import Plan, plan_blocks
 from jaxattn.kernels.tiles import (
     Entries,
@@ -47,20 +47,20 @@ def forward(call: AttentionCall) -> tuple[Array, Array]:
     Where a query may attend to nothing, the context is 0 and the logsumexp is inf, so that all weights are 0.
     """
     T, S, H, _ = call.sizes
-    blocks = choose_blocks(call, outer=T, inner=S, width=call.band.width)
-    length, keys = blocks.outer_count * blocks.outer, blocks.inner_count * blocks.inner
+    blocks = choose_blocks(call, outer=T, inner=S)
+    queries, keys = blocks.outer_count * blocks.outer, blocks.inner_count * blocks.inner  # padded to whole blocks
     operands = _Operands(
-        query=pad_tokens(call.query.astype(call.wide), length, axis=-3),
-        keys=jnp.moveaxis(pad_tokens(call.key.astype(call.wide), keys, axis=-3), -3, -1),  # (B, K, D, S)
+        query=pad_tokens(call.query.astype(call.wide), queries, axis=-3),
+        key_t=jnp.moveaxis(pad_tokens(call.key.astype(call.wide), keys, axis=-3), -3, -1),  # (B, K, D, S)
         value=pad_tokens(call.value.astype(call.wide), keys, axis=-3),
-        entries=Entries.of(call, length, keys),
+        entries=Entries.of(call, queries, keys),
         plan=plan_blocks(call, blocks, outer_is_query=True),
     )
-    context = full((*call.batch, length, H, call.value.shape[-1]), 0, operands.query)
-    lse = full((*call.batch, H, length), 0, operands.query)
-    with matmul_precision(call):
+    context = full((*call.batch, queries, H, call.value.shape[-1]), 0, operands.query)
+    lse = full((*call.batch, H, queries), 0, operands.query)
+    with call.matmul_precision():
         body = functools.partial(_attend_query_block, call, blocks, operands)
-        context, lse = lax.fori_loop(0, blocks.turns, body, (context, lse))
+        context, lse = lax.fori_loop(0, blocks.steps, body, (context, lse))
     return context[..., :T, :, :].astype(call.value.dtype), lse[..., :T]
 
 
@@ -68,28 +68,28 @@ class _Operands(NamedTuple):
     """Arrays padded to whole blocks."""
 
     query: Array  # (B, T, H, D)
-    keys: Array  # (B, K, D, S)
+    key_t: Array  # (B, K, D, S)
     value: Array  # (B, S, K, D_v)
     entries: Entries
     plan: Plan
 
 
 def _attend_query_block(
-    call: AttentionCall, blocks: Blocks, operands: _Operands, turn: Index, results: tuple[Array, Array]
+    call: AttentionCall, blocks: Blocks, operands: _Operands, step: Index, results: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Compute the context of one query block, and write it into the results."""
-    heads, row = blocks.place(turn)
+    heads, row = blocks.at(step)
     first_query, bq, bk = row * blocks.outer, blocks.outer, blocks.inner
     scale = jnp.asarray(call.scale * LOG2_E, call.wide)
     query = query_rows(operands.query, heads, first_query, bq) * scale  # (B, K, G, bq, D)
     count, first_key_of = operands.plan.blocks_of(heads, row)
 
-    def add_key_block(inner_turn: Index, state: Any) -> Any:
+    def add_key_block(inner_step: Index, state: Any) -> Any:
         total, context, largest = state
-        first_key = first_key_of(inner_turn)
-        keys = key_columns(operands.keys, heads, first_key, bk)  # (B, K, 1, D, bk)
+        first_key = first_key_of(inner_step)
+        key_t = key_columns(operands.key_t, heads, first_key, bk)  # (B, K, 1, D, bk)
         entries = operands.entries.tile(heads, (first_query, first_key), (bq, bk))
-        scores = jnp.matmul(query, keys)  # (B, K, G, bq, bk)
+        scores = jnp.matmul(query, key_t)  # (B, K, G, bq, bk)
         scores = entries.masked(scores, positions(first_query, bq)[:, None], positions(first_key, bk)[None, :])
         larger = jnp.maximum(largest, scores.max(-1))
         shrink = exp2(largest - larger)
@@ -100,7 +100,7 @@ def _attend_query_block(
 
     rows = (*blocks.heads, bq)
     zeros = full(rows, 0, operands.query), full((*rows, call.value.shape[-1]), 0, operands.query)
-    lowest = full(rows, jnp.finfo(call.wide).min, operands.query)
+    lowest = full(rows, float(jnp.finfo(call.wide).min), operands.query)
     total, context, largest = lax.fori_loop(0, count, add_key_block, (*zeros, lowest))
     context = context / jnp.where(total > 0, total, 1)[..., None]
     lse = jnp.where(total > 0, jnp.log2(total) + largest, jnp.inf)
@@ -108,7 +108,7 @@ def _attend_query_block(
 
 
 def _write(
-    results: tuple[Array, Array], heads: Heads, first_query: Index, context: Array, lse: Array
+    results: tuple[Array, Array], heads: HeadBlock, first_query: Index, context: Array, lse: Array
 ) -> tuple[Array, Array]:
     """Write a query block's context `(B, K, G, bq, D_v)` and logsumexp `(B, K, G, bq)` into the results."""
     *batch, _, _ = heads.start

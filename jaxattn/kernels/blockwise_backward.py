@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from jaxattn.kernels.blocks import Blocks, Heads, Index, choose_blocks, on_one_device
-from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
-from jaxattn.kernels.dense import matmul_precision
-from jaxattn.kernels.exp2 import exp2
+from jaxattn.kernels.blocks import Blocks, HeadBlock, Index, choose_blocks, on_one_device
+from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.exp2 import LOG2_E, exp2
 from jaxattn.kernels.plan import Plan, plan_blocks
 from jaxattn.kernels.tiles import (
     Entries,
@@ -39,12 +38,12 @@ from jaxattn.kernels.tiles import (
 class _Operands(NamedTuple):
     """Arrays padded to whole blocks."""
 
-    queries: Array  # (B, H, D, T), times the scale, so that scores are the same as in the forward pass
+    query_t: Array  # (B, H, D, T), times the scale, so that scores are the same as in the forward pass
     query: Array  # (B, T, H, D)
     key: Array  # (B, S, K, D)
-    keys: Array  # (B, K, D, S)
+    key_t: Array  # (B, K, D, S)
     value: Array  # (B, S, K, D_v)
-    gradients: Array  # (B, H, D_v, T)
+    gradient_t: Array  # (B, H, D_v, T)
     gradient: Array  # (B, T, H, D_v)
     lse: Array  # (B, H, 1, T)
     delta: Array  # (B, H, 1, T)
@@ -55,12 +54,12 @@ class _Operands(NamedTuple):
 def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
     """Return the gradients, from the results of the forward pass and the gradient of the context."""
     T, S, _, _ = call.sizes
-    blocks = choose_blocks(call, outer=S, inner=T, width=call.band.width)
+    blocks = choose_blocks(call, outer=S, inner=T)
     operands = _pad(call, blocks, context, lse, gradient)
     zeros = _zeros(call, operands)
-    with matmul_precision(call):
+    with call.matmul_precision():
         body = functools.partial(_add_key_block, call, blocks, operands)
-        queries, key, value, bias = lax.fori_loop(0, blocks.turns, body, zeros)
+        queries, key, value, bias = lax.fori_loop(0, blocks.steps, body, zeros)
     query = jnp.moveaxis(queries, -1, -3)[..., :T, :, :]  # (B, T, H, D)
     scale = jnp.asarray(call.scale, call.wide)
     return Gradients(
@@ -73,31 +72,31 @@ def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -
 
 def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: Array, gradient: Array) -> _Operands:
     """Pad all arrays to whole blocks, and lay those that are read by columns out for that."""
-    length, keys = blocks.inner_count * blocks.inner, blocks.outer_count * blocks.outer
-    query = pad_tokens(call.query.astype(call.wide), length, axis=-3)
+    queries, keys = blocks.inner_count * blocks.inner, blocks.outer_count * blocks.outer  # padded to whole blocks
+    query = pad_tokens(call.query.astype(call.wide), queries, axis=-3)
     delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
-    gradient = pad_tokens(gradient.astype(call.wide), length, axis=-3)
+    gradient = pad_tokens(gradient.astype(call.wide), queries, axis=-3)
     key = pad_tokens(call.key.astype(call.wide), keys, axis=-3)
     # Padded queries have no weights, whatever their bias.
-    lse = jnp.pad(lse, [(0, 0)] * (lse.ndim - 1) + [(0, length - lse.shape[-1])], constant_values=jnp.inf)
+    lse = jnp.pad(lse, [(0, 0)] * (lse.ndim - 1) + [(0, queries - lse.shape[-1])], constant_values=jnp.inf)
     return _Operands(
-        queries=jnp.moveaxis(query, -3, -1) * jnp.asarray(call.scale * LOG2_E, call.wide),
+        query_t=jnp.moveaxis(query, -3, -1) * jnp.asarray(call.scale * LOG2_E, call.wide),
         query=query,
         key=key,
-        keys=jnp.moveaxis(key, -3, -1),
+        key_t=jnp.moveaxis(key, -3, -1),
         value=pad_tokens(call.value.astype(call.wide), keys, axis=-3),
-        gradients=jnp.moveaxis(gradient, -3, -1),
+        gradient_t=jnp.moveaxis(gradient, -3, -1),
         gradient=gradient,
         lse=lse[..., None, :],
-        delta=pad_tokens(delta, length, axis=-1)[..., None, :],
-        entries=Entries.of(call, length, keys),
+        delta=pad_tokens(delta, queries, axis=-1)[..., None, :],
+        entries=Entries.of(call, queries, keys),
         plan=plan_blocks(call, blocks, outer_is_query=False),
     )
 
 
 def _zeros(call: AttentionCall, operands: _Operands) -> Any:
     """Return the gradients to add to: of the queries `(B, H, D, T)`, key, value and bias `(B, K, G, T, S)`."""
-    arrays = [operands.queries, operands.key, operands.value]
+    arrays = [operands.query_t, operands.key, operands.value]
     zeros = [full((*call.batch, *array.shape[-3:]), 0, operands.query) for array in arrays]
     bias = operands.entries.bias
     if bias is None:
@@ -107,29 +106,29 @@ def _zeros(call: AttentionCall, operands: _Operands) -> Any:
     return *zeros, full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias)
 
 
-def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, turn: Index, gradients: Any) -> Any:
+def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, step: Index, gradients: Any) -> Any:
     """Add what one key block contributes to the gradients."""
-    heads, column = blocks.place(turn)
+    heads, column = blocks.at(step)
     first_key, bk, bq = column * blocks.outer, blocks.outer, blocks.inner
     key, value = (key_rows(array, heads, first_key, bk) for array in (operands.key, operands.value))
-    keys = key_columns(operands.keys, heads, first_key, bk)  # (B, K, 1, D, bk)
+    key_t = key_columns(operands.key_t, heads, first_key, bk)  # (B, K, 1, D, bk)
     count, first_query_of = operands.plan.blocks_of(heads, column)
 
-    def add_query_block(inner_turn: Index, state: Any) -> Any:
+    def add_query_block(inner_step: Index, state: Any) -> Any:
         of_key, of_value, of_queries, of_bias = state
-        first_query = first_query_of(inner_turn)
+        first_query = first_query_of(inner_step)
         tile = functools.partial(query_columns, heads=heads, first=first_query, columns=bq)
         row_tile = functools.partial(query_rows, heads=heads, first=first_query, rows=bq)
         entries = operands.entries.tile(heads, (first_query, first_key), (bq, bk)).transposed()
-        scores = jnp.matmul(key, tile(operands.queries))  # (B, K, G, bk, bq)
+        scores = jnp.matmul(key, tile(operands.query_t))  # (B, K, G, bk, bq)
         scores = entries.masked(scores, positions(first_query, bq)[None, :], positions(first_key, bk)[:, None])
         # No weight exceeds 1, except by rounding where scores are huge.
         weights = exp2(jnp.minimum(scores - tile(operands.lse), 0))
         of_value += jnp.matmul(entries.dropped(weights, call.dropout_rate), row_tile(operands.gradient))
-        of_weights = entries.dropped(jnp.matmul(value, tile(operands.gradients)), call.dropout_rate)
+        of_weights = entries.dropped(jnp.matmul(value, tile(operands.gradient_t)), call.dropout_rate)
         of_scores = weights * (of_weights - tile(operands.delta))  # dSᵀ, (B, K, G, bk, bq)
         of_key += jnp.matmul(of_scores, row_tile(operands.query))
-        of_queries = _add_queries(of_queries, jnp.matmul(keys, of_scores), heads, first_query)
+        of_queries = _add_queries(of_queries, jnp.matmul(key_t, of_scores), heads, first_query)
         of_bias = _add_bias(of_bias, of_scores.swapaxes(-2, -1), heads, (first_query, first_key))
         return of_key, of_value, of_queries, of_bias
 
@@ -140,14 +139,14 @@ def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, tur
     return of_queries, of_key, of_value, of_bias
 
 
-def _add_queries(total: Array, tile: Array, heads: Heads, first_query: Index) -> Array:
+def _add_queries(total: Array, tile: Array, heads: HeadBlock, first_query: Index) -> Array:
     """Add (B, K, G, D, bq) to (B, H, D, T)."""
     *batch, _, _ = heads.start
     tile = tile.reshape(*tile.shape[:-4], -1, *tile.shape[-2:])
     return add(total, tile, (*batch, heads.first_query_head, 0, first_query))
 
 
-def _add_keys(total: Array, tile: Array, heads: Heads, first_key: Index) -> Array:
+def _add_keys(total: Array, tile: Array, heads: HeadBlock, first_key: Index) -> Array:
     """Add (B, K, G, bk, D) to (B, S, K, D): the gradients of a group's query heads add up."""
     *batch, k, _ = heads.start
     *_, nk, ng = heads.size
@@ -163,7 +162,7 @@ def _add_keys(total: Array, tile: Array, heads: Heads, first_key: Index) -> Arra
     return add(total, tile, (*batch, first_key, k, 0))
 
 
-def _add_bias(total: Array | None, tile: Array, heads: Heads, first: tuple[Index, Index]) -> Array | None:
+def _add_bias(total: Array | None, tile: Array, heads: HeadBlock, first: tuple[Index, Index]) -> Array | None:
     """Add (B, K, G, bq, bk) to the gradient of the bias, summed over the axes in which the bias has 1."""
     if total is None:
         return None

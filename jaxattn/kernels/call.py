@@ -1,5 +1,11 @@
-"""One call of attention, checked: what every kernel takes."""
+"""One call of attention, checked: what every kernel takes.
 
+The letters of `kernels/`: T queries, S keys, H query heads, K KV heads, G = H / K query heads for each KV head, D and
+D_v the widths of keys and values; B stands for any number of batch axes. An axis of 1 stands for all entries of that
+axis.
+"""
+
+import contextlib
 import dataclasses
 import functools
 import math
@@ -7,24 +13,24 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_key, check_rank, check_rate, wide_type
 from jaxattn.masks import Band, Leaf, Mask, as_mask, check_mask_shape
-from jaxattn.random_bits import draw_bits
+from jaxattn.random_bits import draw_bits, drop
 
 Implementation = Literal["dense", "blockwise", "cudnn"]
-LOG2_E = 1.4426950408889634
-
-_ARRAYS = ["query", "key", "value", "mask", "bias", "row_bits", "column_bits"]
-_STATIC = ["scale", "dropout_rate", "precision", "band", "return_weights", "implementation", "mapped_axes"]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=_ARRAYS, meta_fields=_STATIC)
+STATIC = {"static": True}
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionCall:
-    """The arguments of one call. B stands for any number of batch axes; an axis of 1 stands for all its entries."""
+    """The arguments of one call; the second group is known at compile time."""
 
     query: Leaf  # (B, T, H, D)
     key: Leaf  # (B, S, K, D)
@@ -34,13 +40,17 @@ class AttentionCall:
     row_bits: Leaf = None  # (B, H, T, 1), dropout's
     column_bits: Leaf = None  # (1, 1, 1, S)
 
-    scale: float = 1.0
-    dropout_rate: float = 0.0
-    precision: lax.Precision | None = None  # of the matrix products; None is JAX's default
-    band: Band = Band()  # noqa: RUF009 (a tuple); bounds on the distance between a query and its keys
-    return_weights: bool = False
-    implementation: Implementation | None = None  # the kernel that the caller asks for
-    mapped_axes: int = 0  # how many of the first batch axes `vmap` added; gradients keep these
+    scale: float = dataclasses.field(default=1.0, metadata=STATIC)
+    dropout_rate: float = dataclasses.field(default=0.0, metadata=STATIC)
+    # Of the matrix products; None is JAX's default.
+    precision: lax.Precision | None = dataclasses.field(default=None, metadata=STATIC)
+    # Bounds on the distance between a query and its keys.
+    band: Band = dataclasses.field(default=Band(), metadata=STATIC)
+    return_weights: bool = dataclasses.field(default=False, metadata=STATIC)
+    # The kernel that the caller asks for.
+    implementation: Implementation | None = dataclasses.field(default=None, metadata=STATIC)
+    # How many of the first batch axes `vmap` added; gradients keep these.
+    mapped_axes: int = dataclasses.field(default=0, metadata=STATIC)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -57,6 +67,18 @@ class AttentionCall:
         """How many scores there are in all heads and examples."""
         T, S, H, _ = self.sizes
         return math.prod((*self.batch, H, T, S))
+
+    def matmul_precision(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which matrix products have the precision of the call."""
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return jax.default_matmul_precision(self.precision.name.lower())
+
+    def dropped(self, weights: Array) -> Array:
+        """Apply dropout to weights `(B, H, T, S)`, or to their gradients."""
+        if self.row_bits is None or self.column_bits is None:
+            return weights
+        return drop(weights, self.dropout_rate, self.row_bits, self.column_bits)
 
     @property
     def wide(self) -> DTypeLike:
@@ -128,7 +150,7 @@ def checked_call(
         column_bits=jax.tree.map(lift, bits[1]),
         scale=scale,
         dropout_rate=rate,
-        precision=None if precision is None else lax.Precision(precision),
+        precision=_checked_precision(precision),
         band=band,
         return_weights=return_weights,
         implementation=implementation,
@@ -138,7 +160,7 @@ def checked_call(
 def _check_shapes(query: Array, key: Array, value: Array) -> None:
     check_rank("query", query, 3, "T, H, D")
     check_rank("key", key, 3, "S, K, D")
-    check_rank("value", value, 3, "S, K, D")
+    check_rank("value", value, 3, "S, K, D_v")
     shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
     if not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
         raise ValueError(f"{shapes} differ in the axes before the last three: give all the same batch, or use jax.vmap")
@@ -148,7 +170,7 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
         raise ValueError(
             f"{shapes}: query and key must agree in the last axis, the width D over which they are multiplied"
         )
-    if query.shape[-2] % max(key.shape[-2], 1):
+    if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
         raise ValueError(
             f"{shapes}: {query.shape[-2]} query heads cannot share {key.shape[-2]} KV heads evenly: the layout is "
             "(..., tokens, heads, width), and the number of KV heads must divide the number of query heads; "
@@ -163,7 +185,7 @@ def _split_scale(query: Array, scale: Any, wide: Any) -> tuple[Array, float]:
             f"scale has shape {jnp.shape(scale)}, but is one number for all heads: write query * scale, shaped "
             "(H, 1) for one number a head, and scale=1.0"
         )
-    if isinstance(scale, int | float):
+    if isinstance(scale, int | float | np.number):
         return query, float(scale)
     return query.astype(wide) * jnp.asarray(scale, wide), 1.0
 
@@ -175,6 +197,16 @@ def _checked_bias(bias: Any, scores: tuple[int, ...]) -> Array:
             f"bias has shape {bias.shape}, which does not broadcast to the scores (..., H, T, S) = {scores}"
         )
     return bias
+
+
+def _checked_precision(precision: Any) -> lax.Precision | None:
+    try:
+        return None if precision is None else lax.Precision(precision)
+    except ValueError:
+        raise ValueError(
+            f"precision={precision!r} is not supported: a kernel multiplies with one jax.lax.Precision, so write "
+            "'default', 'high' or 'highest', or None"
+        ) from None
 
 
 def _lifted(array: Array, rank: int) -> Array:

@@ -17,23 +17,27 @@ def unsupported(call: AttentionCall) -> str | None:
     D, D_v = call.query.shape[-1], call.value.shape[-1]
     # A query that may attend to nothing must get 0; under these masks each query attends to itself.
     causal = isinstance(call.mask, Causal | SlidingWindow) and call.band.last == 0 and T == S
-    rules = {
-        f"needs an NVIDIA GPU, and this is a {jax.default_backend()}": jax.default_backend() in ("gpu", "cuda"),
-        "does not store the weights that return_weights asks for": not call.return_weights,
-        f"computes in float16 and bfloat16 only, not in {call.query.dtype}": (
-            call.query.dtype in (jnp.float16, jnp.bfloat16)
+    rules = [
+        (jax.default_backend() in ("gpu", "cuda"), f"needs an NVIDIA GPU, and this is a {jax.default_backend()}"),
+        (not call.return_weights, "does not store the weights that return_weights asks for"),
+        (call.query.dtype == call.key.dtype, "needs a scale that is a plain number, not an array"),
+        (
+            call.query.dtype in (jnp.float16, jnp.bfloat16),
+            f"computes in float16 and bfloat16 only, not in {call.query.dtype}",
         ),
-        f"takes one batch axis, not the {len(call.batch)} of {call.query.shape}": len(call.batch) <= 1,
-        f"needs keys and values of one width, a multiple of 8 up to 128, not {D} and {D_v}": (
-            D_v == D and D % 8 == 0 and D <= 128
+        (len(call.batch) <= 1, f"takes one batch axis, not the {len(call.batch)} of {call.query.shape}"),
+        (
+            D_v == D and D % 8 == 0 and D <= 128,
+            f"needs keys and values of one width, a multiple of 8 up to 128, not {D} and {D_v}",
         ),
-        "would drop other weights than the other kernels do for the same key": call.dropout_rate == 0,
-        "has rules for a bias that depend on its version": call.bias is None,
-        "supports Causal() and SlidingWindow(size) without an offset, for as many queries as keys, or no mask": (
-            call.mask is None or causal
+        (call.dropout_rate == 0, "would drop other weights than the other kernels do for the same key"),
+        (call.bias is None, "has rules for a bias that depend on its version"),
+        (
+            call.mask is None or causal,
+            "supports Causal() and SlidingWindow(size) without an offset, for as many queries as keys, or no mask",
         ),
-    }
-    return next((rule for rule, holds in rules.items() if not holds), None)
+    ]
+    return next((reason for holds, reason in rules if not holds), None)
 
 
 def attend(call: AttentionCall) -> Array:

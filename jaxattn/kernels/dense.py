@@ -3,21 +3,18 @@
 G = H / K query heads share each KV head. With K = H this is multi-head attention, with K = 1 multi-query attention.
 """
 
-import contextlib
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
 from jaxattn.functional import attention_scores, attention_weights, context_vectors
 from jaxattn.kernels.call import AttentionCall
-from jaxattn.random_bits import drop
 
 
 class Steps(NamedTuple):
-    """What the four steps return, in order; `kept_weights` are the weights after dropout."""
+    """What each step returns, in order; `scores` are query · key, `kept_weights` the weights after dropout."""
 
     scores: Float[Array, "*batch H T S"]
     weights: Float[Array, "*batch H T S"]
@@ -33,16 +30,17 @@ def unsupported(call: AttentionCall) -> str | None:
 def attend(call: AttentionCall) -> Steps:
     """Compute every step of attention."""
     T, S, H, K = call.sizes
-    with matmul_precision(call):
-        query = jnp.moveaxis(
-            call.query.reshape(*call.query.shape[:-2], K, H // K, call.query.shape[-1]), -4, -2
-        )  # (..., K, G, T, D)
+    with call.matmul_precision():
+        # (..., T, H, D) -> (..., K, G, T, D)
+        query = call.query.reshape(*call.query.shape[:-2], K, H // K, call.query.shape[-1])
+        query = jnp.moveaxis(query, -4, -2)
+        # (..., S, K, D) -> (..., K, 1, S, D)
         key, value = (jnp.moveaxis(array, -3, -2)[..., None, :, :] for array in (call.key, call.value))
+        # A scale that is an array has widened the query.
         scores = attention_scores(query, key.astype(query.dtype))  # (..., K, G, T, S)
         scores = scores.reshape(*scores.shape[:-4], H, T, S)
-        weights = kept_weights = attention_weights(masked_logits(call, scores))
-        if call.row_bits is not None and call.column_bits is not None:
-            kept_weights = drop(weights, call.dropout_rate, call.row_bits, call.column_bits)
+        weights = attention_weights(masked_logits(call, scores))
+        kept_weights = call.dropped(weights)
         grouped = kept_weights.reshape(*kept_weights.shape[:-3], K, H // K, T, S)
         context = jnp.moveaxis(context_vectors(grouped, value), -2, -4)  # (..., T, K, G, D_v)
     return Steps(scores, weights, kept_weights, context.reshape(*context.shape[:-3], H, context.shape[-1]))
@@ -55,9 +53,3 @@ def masked_logits(call: AttentionCall, scores: Array) -> Array:
     if call.mask is None:
         return logits
     return jnp.where(call.mask.allows(jnp.arange(T)[:, None], jnp.arange(S)[None, :]), logits, -jnp.inf)
-
-
-def matmul_precision(call: AttentionCall) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which matrix products have the precision that the call asks for."""
-    name = None if call.precision is None else call.precision.name.lower()
-    return contextlib.nullcontext() if name is None else jax.default_matmul_precision(name)

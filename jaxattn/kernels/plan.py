@@ -1,10 +1,11 @@
 """Which blocks are skipped: those in which the mask leaves no entry.
 
-For each outer block, the inner blocks are tested one by one, so masked blocks are skipped inside the range of a window
-with sinks or of packed documents too. The test is exact for positions (`Causal`, `SlidingWindow`, `Lengths`) and
-boolean arrays. For `Segments` it compares the ranges of ids, which is exact where ids are sorted. `&` and `|` combine
-the answers of their parts, so a block may be computed although every entry is masked by one part or the other. A block
-is skipped only if it is masked in all examples and heads that are computed at once.
+A mask is tested by grains, a quarter of an inner block long, so that the inner blocks of an outer block can begin close
+to its band. For each outer block, the inner blocks are tested one by one, so masked blocks are skipped inside the range
+of a window with sinks or of packed documents too. The test is exact for positions (`Causal`, `SlidingWindow`,
+`Lengths`) and boolean arrays. For `Segments` it compares the ranges of ids, which is exact where ids are sorted. `&`
+and `|` combine the answers of their parts, so a block may be computed although every entry is masked by one part or the
+other. A block is skipped only if it is masked in all examples and heads that are computed at once.
 """
 
 from collections.abc import Callable
@@ -15,36 +16,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxattn.kernels.blocks import Blocks, Heads, Index, pad_entries, split_heads, take
+from jaxattn.kernels.blocks import Blocks, HeadBlock, Index
 from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.tiles import pad_entries, split_heads, take
 
 
 class Plan(NamedTuple):
     """Which inner blocks each outer block computes; in its arrays, an axis of 1 stands for all entries of that axis."""
 
     start: Array  # (outer,): the first token of inner block 0
-    number: Array  # (B, K, G, outer): how many inner blocks hold unmasked entries
-    order: Array  # (B, K, G, outer, inner): their numbers first, in order
+    counts: Array  # (B, K, G, outer): how many inner blocks hold unmasked entries
+    order: Array  # (B, K, G, outer, inner): first the indices of those blocks, in order
     inner: int  # the size of an inner block
 
-    def blocks_of(self, heads: Heads, outer: Index) -> tuple[Array, Callable[[Index], Array]]:
+    def blocks_of(self, heads: HeadBlock, outer: Index) -> tuple[Array, Callable[[Index], Array]]:
         """Return how many inner blocks an outer block has, and a function that gives the first token of each."""
         start = take(self.start, (outer,), (1,)).reshape(())
-        count = take(self.number, (*heads.number, outer), (1,) * self.number.ndim).reshape(())
-        order = take(self.order, (*heads.number, outer, 0), (*(1,) * self.number.ndim, self.order.shape[-1])).ravel()
-        return count, lambda turn: start + self.inner * order[turn]
+        count = take(self.counts, (*heads.place, outer), (1,) * self.counts.ndim).reshape(())
+        order = take(self.order, (*heads.place, outer, 0), (*(1,) * self.counts.ndim, self.order.shape[-1])).ravel()
+        return count, lambda step: start + self.inner * order[step]
 
 
 def plan_blocks(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Plan:
     """Find the inner blocks in which any entry is unmasked. All others are skipped.
 
-    What is skipped depends on the mask, but the grid of an outer block does not: so neither does the order of its sums.
+    The inner blocks of an outer block lie on a grid that depends on shapes and on the mask's band alone, not on what is
+    skipped. So neither does the order in which a row is summed.
     """
     start = _grid_starts(call, blocks, outer_is_query)
-    numbers = jnp.arange(blocks.inner_count)
     if call.mask is None:
         shape = (1,) * len(blocks.heads) + (blocks.outer_count,)
-        order = jnp.broadcast_to(numbers, (*shape, numbers.size))
+        order = jnp.broadcast_to(jnp.arange(blocks.inner_count), (*shape, blocks.inner_count))
         return Plan(jnp.asarray(start), jnp.full(shape, blocks.inner_count), order, blocks.inner)
     grain = blocks.inner // 4
     grains = _unmasked_grains(call, blocks, outer_is_query)  # (B, K, G, outer, grains)

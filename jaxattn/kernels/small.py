@@ -1,4 +1,4 @@
-"""The dense kernel for calls with few scores in the whole batch: with the residuals of the other kernels.
+"""The dense kernel for calls with few scores in the whole batch, with residuals (context and lse) like blockwise.
 
 Where the scores of all examples and heads stay in a CPU's caches, blocks only add overhead.
 """
@@ -8,17 +8,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.kernels import dense
-from jaxattn.kernels.call import LOG2_E, AttentionCall, Gradients
-from jaxattn.kernels.exp2 import exp2
-from jaxattn.random_bits import drop
+from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.exp2 import LOG2_E, exp2
 
-FEW_SCORES = 2**17  # measured on CPUs by scripts/benchmark.py
+FEW_SCORES_IN_ALL = 2**17  # measured on CPUs by `jaxattn benchmark`
 
 
 def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel should not compute the call, or None."""
-    if call.num_scores > FEW_SCORES:
-        return f"is for up to {FEW_SCORES} scores in all, not {call.num_scores}"
+    if call.num_scores > FEW_SCORES_IN_ALL:
+        return f"is for up to {FEW_SCORES_IN_ALL} scores in all, not {call.num_scores}"
     return None
 
 
@@ -26,7 +25,9 @@ def forward(call: AttentionCall) -> tuple[Array, Array]:
     """Return the context `(B, T, H, D_v)` and the base-2 logsumexp of each query's scores `(B, H, T)`."""
     steps = dense.attend(call)
     lse = jax.nn.logsumexp(dense.masked_logits(call, steps.scores), axis=-1) * jnp.asarray(LOG2_E, call.wide)
-    return steps.context, jnp.where(jnp.isneginf(lse), jnp.inf, lse)
+    lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
+    # Where `vmap` maps the value alone, the scores have 1 in its axis.
+    return steps.context, jnp.broadcast_to(lse, (*call.batch, *lse.shape[-2:]))
 
 
 def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
@@ -39,12 +40,12 @@ def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -
     )
     # One key and value for each query head, (B, S, H, D).
     key, value = (jnp.repeat(array.astype(call.wide), H // K, axis=-2) for array in (call.key, call.value))
-    with dense.matmul_precision(call):
+    with call.matmul_precision():
         logits = dense.masked_logits(call, jnp.einsum("...thd,...shd->...hts", query, key))
         # No weight exceeds 1, except by rounding where scores are huge.
         weights = exp2(jnp.minimum(logits * jnp.asarray(LOG2_E, call.wide) - lse[..., None], 0))
-        of_value = jnp.einsum("...hts,...thd->...shd", _dropped(call, weights), gradient)
-        of_weights = _dropped(call, jnp.einsum("...thd,...shd->...hts", gradient, value))
+        of_value = jnp.einsum("...hts,...thd->...shd", call.dropped(weights), gradient)
+        of_weights = call.dropped(jnp.einsum("...thd,...shd->...hts", gradient, value))
         delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient)[..., None]
         of_logits = weights * (of_weights - delta)  # dS, (B, H, T, S)
         of_query = jnp.einsum("...hts,...shd->...thd", of_logits, key) * scale
@@ -60,12 +61,6 @@ def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -
         jnp.broadcast_to(of_value, (*call.batch, *call.value.shape[-3:])).astype(call.value.dtype),
         of_bias,
     )
-
-
-def _dropped(call: AttentionCall, weights: Array) -> Array:
-    if call.row_bits is None or call.column_bits is None:
-        return weights
-    return drop(weights, call.dropout_rate, call.row_bits, call.column_bits)
 
 
 def _summed_as_bias(call: AttentionCall, of_logits: Array) -> Array:

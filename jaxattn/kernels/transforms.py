@@ -8,13 +8,12 @@
               └ choose      now the whole batch is known: the first of KERNELS that supports it
                 └ kernel.forward(call), kernel.backward(call, context, lse, gradient)
 
-Nothing inside is specific to one kernel, and all kernels keep the same residuals.
+Nothing inside is specific to one kernel, and all kernels keep the same residuals: the context and the logsumexp.
 """
 
 import dataclasses
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,19 @@ from jaxtyping import PyTree
 
 from jaxattn.kernels import blockwise, small
 from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.tiles import vary_alike
 
-KERNELS = {"small": small, "blockwise": blockwise}  # in order of preference
+
+@runtime_checkable
+class Kernel(Protocol):
+    """What a kernel here has beside `unsupported`; its residuals are the context and the lse."""
+
+    def unsupported(self, call: AttentionCall) -> str | None: ...
+    def forward(self, call: AttentionCall) -> tuple[Array, Array]: ...
+    def backward(self, call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients: ...
+
+
+KERNELS: dict[str, Kernel] = {"small": small, "blockwise": blockwise}  # in order of preference
 
 
 def attend(call: AttentionCall) -> Array:
@@ -61,7 +71,7 @@ def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -
     return choose(call).backward(call, context, lse, gradient)
 
 
-def choose(call: AttentionCall) -> ModuleType:
+def choose(call: AttentionCall) -> Kernel:
     """Return the kernel that the call asks for, or the first that supports it."""
     if call.implementation is not None:
         return KERNELS[call.implementation]
@@ -134,15 +144,3 @@ def map_as_batch(function: Callable[..., PyTree], call: AttentionCall, *arrays: 
         return results, jax.tree.map(lambda _: True, results)
 
     return run(*leaves)
-
-
-def vary_alike(call: AttentionCall) -> AttentionCall:
-    """Inside `jax.shard_map`, let all arrays vary over the mesh axes over which any of them does.
-
-    What an array varies over has no stable name in JAX, but a `where` over varying arrays varies over all their axes.
-    """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return call
-    firsts = jnp.stack([leaf.ravel()[0].astype(jnp.float32) for leaf in jax.tree.leaves(call)])
-    condition = jnp.isnan(firsts).all()
-    return jax.tree.map(lambda leaf: jnp.where(condition, leaf, leaf), call)

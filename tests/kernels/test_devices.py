@@ -195,7 +195,7 @@ def test_bad_input_of_a_ring_is_named():
                 assert words in str(came), came
             else:
                 raise AssertionError(words)
-        refused("no axis of the mesh, which has tokens", heads, heads, heads, axis="heads")
+        refused("not an axis of the mesh, which has tokens", heads, heads, heads, axis="heads")
         refused("65 tokens do not divide", *[draw(2, 65, 4, 4)] * 3)
         refused("segment_ids=ids", heads, heads, heads, mask=masks.Segments(jnp.zeros((2, 64), int)))
         refused("2 examples do not divide", heads, heads, heads, batch_axis="tokens")

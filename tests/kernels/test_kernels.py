@@ -20,8 +20,8 @@ def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SIDE", 32)
         patch.setattr(blocks, "SCORES_CPU", 2048)
-        patch.setattr(attention, "FEW_SCORES", 0)
-        patch.setattr(small, "FEW_SCORES", 2**30)
+        patch.setattr(attention, "FEW_SCORES_PER_HEAD", 0)
+        patch.setattr(small, "FEW_SCORES_IN_ALL", 2**30)
         jax.clear_caches()
         yield
     jax.clear_caches()
@@ -170,6 +170,19 @@ def test_nested_vmap_equals_the_batch_whatever_is_mapped(attend):
     wide_bias = jnp.broadcast_to(bias, (3, 2, 2, 50, 50))
     expected = jax.jit(one)(query, *wide, wide_bias, gradient)
     chex.assert_trees_all_close(mapped, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", [(None, None, 0), (None, 0, None), (0, None, None)])
+def test_gradients_are_right_where_one_array_alone_is_mapped(attend, axes):
+    arrays = draw_heads(0, (), T=50, S=50, H=2, K=1)
+    mapped = [
+        array if axis is None else jnp.stack([array, 2 * array, -array])
+        for array, axis in zip(arrays, axes, strict=True)
+    ]
+    gradients = jax.grad(lambda *arrays: (attend(*arrays, masks.Causal()) ** 2).sum(), (0, 1, 2))
+    came = jax.vmap(gradients, axes)(*mapped)
+    each = [gradients(*(a if axis is None else a[i] for a, axis in zip(mapped, axes, strict=True))) for i in range(3)]
+    chex.assert_trees_all_close(came, jax.tree.map(lambda *a: jnp.stack(a), *each), rtol=1e-4, atol=2e-4)
 
 
 def test_mapping_the_gradient_alone_gives_one_gradient_each(attend):
