@@ -72,6 +72,7 @@ def test_every_stage_lowers_for_cpu_cuda_and_tpu(module, T):
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
+@pytest.mark.slow
 def test_the_shapes_in_the_annotations_hold_at_run_time():
     finished = python("""
         import jax, jax.numpy as jnp, jaxtyping

@@ -7,6 +7,7 @@ from jaxattn.benchmark.command import main
 SMALL = ["--lengths", "8", "--batch-sizes", "2", "--heads", "2", "--head-width", "4", "--seconds", "0"]
 
 
+@pytest.mark.slow
 def test_figures_are_printed_and_kept(tmp_path, capsys):
     files = [tmp_path / "figures.json", tmp_path / "tables.md"]
     options = ["--masks", "causal", "window", "--implementations", "blockwise"]

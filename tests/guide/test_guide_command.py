@@ -16,6 +16,7 @@ def test_a_trained_run_can_be_shown(tmp_path, run):
     assert "A trained model" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_plots_of_a_text_of_any_length_are_saved(tmp_path, run, capsys):
     pytest.importorskip("matplotlib", reason="draws: install the extra plot")
     assert main(["--run", run, "--text", "my fox", "--plots", str(tmp_path)]) == 0

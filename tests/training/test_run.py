@@ -79,6 +79,7 @@ def records_of(directory):
     return {(r["step"], name): value for r in records for name, value in r.items() if name != "tokens_per_second"}
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_and_resumed_ends_like_one_never_interrupted(small, tmp_path):
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     outcome = Run(dataclasses.replace(small, out=whole)).train()
@@ -193,6 +194,7 @@ def test_an_impossible_configuration_is_refused_before_anything_is_written(small
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["14", "7"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_in_one_sentence_and_it_resumes_once_there_is_room(small, tmp_path):
     """The shell limits the size of files; the log reaches the limit first."""
     config = dataclasses.replace(small, steps=10**6, save_every=50, out=str(tmp_path))
@@ -246,6 +248,7 @@ def test_eight_devices_give_the_losses_of_one(text):
     np.testing.assert_allclose(dropout_on_all, dropout, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_one_resumes(small, tmp_path):
     config = dataclasses.replace(small, mesh="", dropout=0.0, steps=10**6, out=str(tmp_path / "two"))
     with socket.socket() as probe:
