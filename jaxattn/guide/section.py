@@ -12,7 +12,7 @@ class Switch(NamedTuple):
 
     Args:
         name: what the script calls it.
-        label: what the reader sees.
+        label: what the page shows.
         options: pairs of a value and its label.
         initial: the value at first.
     """

@@ -32,7 +32,7 @@ def generate(
     stop_token: int | None = None,
     lengths: Int[Array, "*batch"] | None = None,
 ) -> Int[Array, "*batch num_tokens"]:
-    """Continue prompts by `num_tokens` tokens; beyond the context, the model sees the latest part.
+    """Continue prompts by `num_tokens` tokens; beyond the context, the model attends to the latest part.
 
     With the KV cache, a token costs one row of attention. Beyond the context, where all positions change, it costs a
     whole forward pass.
