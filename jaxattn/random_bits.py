@@ -35,8 +35,13 @@ def keep_mask(
 
 
 def drop(
-    weights: Float[Array, "*shape"], rate: float, row_bits: UInt32[Array, "..."], column_bits: UInt32[Array, "..."]
+    weights: Float[Array, "*shape"],
+    rate: float,
+    row_bits: UInt32[Array, "..."] | None,
+    column_bits: UInt32[Array, "..."] | None,
 ) -> Float[Array, "*shape"]:
-    """Zero the entries that are not kept, and scale those that are by 1 / (1 - rate)."""
+    """Zero the entries that are not kept, and scale those that are by 1 / (1 - rate); without bits, drop nothing."""
+    if row_bits is None or column_bits is None:
+        return weights
     factor = jnp.asarray(1 / (1 - rate), weights.dtype)
     return jnp.where(keep_mask(row_bits, column_bits, rate), weights * factor, 0)

@@ -76,8 +76,6 @@ class AttentionCall:
 
     def dropped(self, weights: Array) -> Array:
         """Apply dropout to weights `(B, H, T, S)`, or to their gradients."""
-        if self.row_bits is None or self.column_bits is None:
-            return weights
         return drop(weights, self.dropout_rate, self.row_bits, self.column_bits)
 
     @property

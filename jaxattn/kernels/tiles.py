@@ -78,8 +78,6 @@ class Entries(NamedTuple):
 
     def dropped(self, weights: Array, rate: float) -> Array:
         """Apply dropout to weights, or to their gradients."""
-        if self.row_bits is None or self.column_bits is None:
-            return weights
         return drop(weights, rate, self.row_bits, self.column_bits)
 
 
