@@ -162,7 +162,8 @@ def _call(
     offset = (here - (here - number) % n) * key.shape[-3]
     shifted = None if fixed.mask is None else fixed.mask.shifted(offset)
     mask = combine(shifted, Segments(ids, key_ids) if fixed.segmented else None)
-    return checked_call(query, key, value, mask, scale=fixed.scale)
+    # Blockwise gives the gradients of a softmax over more keys than these: it takes the weights from the lse.
+    return checked_call(query, key, value, mask, scale=fixed.scale, implementation="blockwise")
 
 
 def _passed_on(axis: str, arrays: Any) -> Any:

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxattn.kernels import dense
 from jaxattn.kernels.call import AttentionCall, Gradients
-from jaxattn.kernels.exp2 import LOG2_E, exp2
+from jaxattn.kernels.exp2 import LOG2_E
 
 FEW_SCORES_IN_ALL = 2**17  # measured on CPUs by `jaxattn benchmark`
 
@@ -33,23 +33,21 @@ def forward(call: AttentionCall) -> tuple[Array, Array]:
 def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
     """Return the gradients, by the formulas at the top of `blockwise_backward.py`."""
     _, _, H, K = call.sizes
-    scale, query, gradient = (
-        jnp.asarray(call.scale, call.wide),
-        call.query.astype(call.wide),
-        gradient.astype(call.wide),
+    query, gradient = (jnp.moveaxis(array.astype(call.wide), -3, -2) for array in (call.query, gradient))
+    # One key and value for each query head, (B, H, S, D).
+    key, value = (
+        jnp.repeat(jnp.moveaxis(array.astype(call.wide), -3, -2), H // K, axis=-3) for array in (call.key, call.value)
     )
-    # One key and value for each query head, (B, S, H, D).
-    key, value = (jnp.repeat(array.astype(call.wide), H // K, axis=-2) for array in (call.key, call.value))
+    # The same steps as in forward, of the same arrays: in one program, the compiler computes them once.
+    weights = dense.attend(call).weights.astype(call.wide)
     with call.matmul_precision():
-        logits = dense.masked_logits(call, jnp.einsum("...thd,...shd->...hts", query, key))
-        # No weight exceeds 1, except by rounding where scores are huge.
-        weights = exp2(jnp.minimum(logits * jnp.asarray(LOG2_E, call.wide) - lse[..., None], 0))
-        of_value = jnp.einsum("...hts,...thd->...shd", call.dropped(weights), gradient)
-        of_weights = call.dropped(jnp.einsum("...thd,...shd->...hts", gradient, value))
-        delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient)[..., None]
+        of_value = jnp.matmul(call.dropped(weights).swapaxes(-1, -2), gradient)
+        of_weights = call.dropped(jnp.matmul(gradient, value.swapaxes(-1, -2)))
+        delta = jnp.einsum("...thd,...htd->...ht", context.astype(call.wide), gradient)[..., None]
         of_logits = weights * (of_weights - delta)  # dS, (B, H, T, S)
-        of_query = jnp.einsum("...hts,...shd->...thd", of_logits, key) * scale
-        of_key = jnp.einsum("...hts,...thd->...shd", of_logits, query) * scale
+        of_query = jnp.moveaxis(jnp.matmul(of_logits, key), -3, -2) * call.scale
+        of_key = jnp.matmul(of_logits.swapaxes(-1, -2), query) * call.scale
+    of_key, of_value = (jnp.moveaxis(x, -3, -2) for x in (of_key, of_value))
     of_bias = None if call.bias is None else _summed_as_bias(call, of_logits).astype(call.bias.dtype)
     # The gradients of a group's query heads add up: (B, S, H, D) -> (B, S, K, D).
     of_key, of_value = (
