@@ -31,7 +31,12 @@ def keep_mask(
     bits = row_bits ^ column_bits
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    return (bits ^ (bits >> 16)) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return (bits ^ (bits >> 16)) >= jnp.uint32(drop_threshold(rate))
+
+
+def drop_threshold(rate: float) -> int:
+    """Return the number below which an entry's bits drop it."""
+    return min(round(rate * 2**32), 2**32 - 1)
 
 
 def drop(

@@ -1,0 +1,102 @@
+"""Blockwise attention in C++ for CPUs: the same algorithm and residuals as `blockwise`, with both loops in one call.
+
+`jax.ffi` calls the library that the installation compiles from the sources beside this file; without it, `blockwise`
+runs. No (T, S) array exists. Results do not depend on the number of threads.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxattn.kernels.blocks import on_one_device
+from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.native import library
+from jaxattn.kernels.native.mask_code import MAX_OPERATIONS, encode_mask
+from jaxattn.kernels.tiles import vary_alike
+from jaxattn.random_bits import drop_threshold
+
+__all__ = ["backward", "forward", "unsupported"]
+
+
+def unsupported(call: AttentionCall) -> str | None:
+    """Return why this kernel cannot compute the call, or None."""
+    if (reason := library.missing()) is not None:
+        return reason
+    if call.return_weights:
+        return "does not store the weights that return_weights asks for"
+    if call.wide != jnp.float32:
+        return f"computes in float32, not {np.dtype(call.wide).name}"
+    if not on_one_device():
+        return f"would gather what {jax.device_count()} devices share: call it inside jax.shard_map, over all mesh axes"
+    if len(call.batch) > 8:
+        return f"takes up to 8 batch axes, not {len(call.batch)}"
+    code = encode_mask(call.mask)
+    if code is None:
+        return f"does not know the mask {type(call.mask).__name__}"
+    if len(code.operations) > MAX_OPERATIONS:
+        return f"takes masks of up to {MAX_OPERATIONS} parts, not {len(code.operations)}"
+    return None
+
+
+def forward(call: AttentionCall) -> tuple[Array, Array]:
+    """Return the context `(B, T, H, D_v)` and the base-2 logsumexp of each query's scores `(B, H, T)`."""
+    T, _, H, _ = call.sizes
+    heads, dtype = _heads(call)
+    results = (
+        jax.ShapeDtypeStruct((*call.batch, T, H, call.value.shape[-1]), dtype),
+        jax.ShapeDtypeStruct((*call.batch, H, T), jnp.float32),
+    )
+    context, lse = _call("jaxattn_forward", results, call, heads)
+    return context.astype(call.value.dtype), lse
+
+
+def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+    """Return the gradients, from the results of the forward pass and the gradient of the context."""
+    heads, dtype = _heads(call)
+    arrays = (*heads, context.astype(dtype), lse, gradient.astype(dtype))
+    results = [jax.ShapeDtypeStruct((*call.batch, *array.shape[-3:]), dtype) for array in heads]
+    query, key, value = _call("jaxattn_backward", results, call, arrays)
+    return Gradients(
+        query.astype(call.query.dtype),
+        key.astype(call.key.dtype),
+        value.astype(call.value.dtype),
+        None if call.bias is None else _bias_gradient(call, call.bias, arrays),
+    )
+
+
+def _bias_gradient(call: AttentionCall, bias: Array, arrays: tuple[Array, ...]) -> Array:
+    """Return the bias's gradient from a call of its own, so that compilers can leave it out where it is not used."""
+    mapped = call.mapped_axes
+    shape = jax.ShapeDtypeStruct((*call.batch[:mapped], *bias.shape[mapped:]), jnp.float32)
+    return _call("jaxattn_bias_gradient", [shape], call, arrays)[0]
+
+
+def _heads(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
+    """Return query, key and value in one type; a scale that is an array has widened the query."""
+    arrays = call.query, call.key, call.value
+    dtype = call.query.dtype if len({array.dtype for array in arrays}) == 1 else jnp.dtype(jnp.float32)
+    return tuple(array.astype(dtype) for array in arrays), dtype
+
+
+def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...]) -> Any:
+    code = encode_mask(call.mask)
+    assert code is not None
+    extra = [] if call.bias is None else [call.bias.astype(jnp.float32)]
+    dropped = call.row_bits is not None and call.dropout_rate > 0
+    if dropped:
+        extra += [call.row_bits, call.column_bits]
+    run = functools.partial(
+        jax.ffi.ffi_call(name, results),
+        scale=np.float32(call.scale),
+        keep_factor=np.float32(1 / (1 - call.dropout_rate)),
+        drop_below=np.int64(drop_threshold(call.dropout_rate) if dropped else 0),
+        has_bias=np.int64(call.bias is not None),
+        batch=np.array(call.batch, np.int64),
+        mask=np.array(code.operations, np.int64).ravel(),
+    )
+    # Inside `jax.shard_map` the results vary as the arguments do, which a foreign call does not tell.
+    return vary_alike((run(*arrays, *extra, *code.arrays), arrays))[0]

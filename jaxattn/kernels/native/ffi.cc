@@ -1,0 +1,197 @@
+// The kernels as XLA FFI calls. Buffers are dense and row-major, as jax.ffi passes them by default.
+//
+// Arguments: query, key, value, [context, lse, gradient,] then those that `entries` names: the bias, the bits of rows and
+// of columns for dropout, and the arrays of the mask. The attribute `mask` holds three integers for each operation: its
+// kind, its first array among the arguments after the others, and the size of a window.
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include "run.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace jaxattn {
+namespace {
+
+class FfiPool final : public Pool {
+ public:
+  explicit FfiPool(ffi::ThreadPool pool) : pool_(pool) {}
+  int64_t num_threads() const override { return pool_.num_threads(); }
+  void schedule(std::function<void()> work) override { pool_.Schedule(std::move(work)); }
+
+ private:
+  ffi::ThreadPool pool_;
+};
+
+// Strides of an array whose axes are (batch..., head, row, column) or, for tokens, (batch..., row, head, column).
+Operand operand(const void* data, ffi::Span<const int64_t> shape, bool tokens_first) {
+  Operand array;
+  array.data = static_cast<const char*>(data);
+  int rank = int(shape.size());
+  int64_t step = 1;
+  for (int axis = rank - 1; axis >= 0; --axis) {
+    int64_t stride = shape[axis] == 1 ? 0 : step;
+    step *= shape[axis];
+    int from_end = rank - 1 - axis;
+    if (from_end == 0) array.column = stride;
+    else if (from_end == (tokens_first ? 2 : 1)) array.row = stride;
+    else if (from_end == (tokens_first ? 1 : 2)) array.head = stride;
+    else array.batch[axis] = stride;
+  }
+  return array;
+}
+
+Operand tokens(const ffi::AnyBuffer& buffer) { return operand(buffer.untyped_data(), buffer.dimensions(), true); }
+Operand entries(const ffi::AnyBuffer& buffer) { return operand(buffer.untyped_data(), buffer.dimensions(), false); }
+
+// The logsumexp (batch..., H, T): its last axis is the row.
+Operand rows(const ffi::AnyBuffer& buffer) {
+  auto shape = buffer.dimensions();
+  Operand array;
+  array.data = static_cast<const char*>(buffer.untyped_data());
+  int64_t step = 1;
+  for (int axis = int(shape.size()) - 1; axis >= 0; --axis) {
+    int64_t stride = shape[axis] == 1 ? 0 : step;
+    step *= shape[axis];
+    int from_end = int(shape.size()) - 1 - axis;
+    if (from_end == 0) array.row = stride;
+    else if (from_end == 1) array.head = stride;
+    else array.batch[axis] = stride;
+  }
+  return array;
+}
+
+struct Attributes {
+  float scale, keep_factor;
+  int64_t drop_below, has_bias;
+  ffi::Span<const int64_t> batch, mask;
+};
+
+Type type_of(ffi::DataType type) {
+  if (type == ffi::BF16) return Type::kBFloat16;
+  return type == ffi::F16 ? Type::kFloat16 : Type::kFloat32;
+}
+
+// Read everything but the results; `first` is the first argument after those of fixed place.
+Problem problem_of(const ffi::RemainingArgs& args, size_t first, const Attributes& attributes) {
+  auto buffer = [&](size_t i) { return args.get<ffi::AnyBuffer>(i).value(); };
+  Problem p = {};
+  auto query = buffer(0).dimensions(), key = buffer(1).dimensions(), value = buffer(2).dimensions();
+  size_t rank = query.size();
+  p.type = type_of(buffer(0).element_type());
+  p.batch_rank = int(attributes.batch.size()), p.B = 1;
+  for (int axis = 0; axis < p.batch_rank; ++axis) p.B *= p.batch_shape[axis] = attributes.batch[axis];
+  p.T = query[rank - 3], p.H = query[rank - 2], p.D = query[rank - 1];
+  p.S = key[rank - 3], p.K = key[rank - 2], p.Dv = value[rank - 1];
+  p.query = tokens(buffer(0)), p.key = tokens(buffer(1)), p.value = tokens(buffer(2));
+  // An axis of one token or head has a stride too.
+  p.scale = attributes.scale, p.keep_factor = attributes.keep_factor, p.drop_below = uint32_t(attributes.drop_below);
+  if (attributes.has_bias) p.bias = entries(buffer(first++));
+  if (p.drop_below) p.row_bits = entries(buffer(first++)), p.column_bits = entries(buffer(first++));
+  p.mask_ops = int(attributes.mask.size() / 3), p.mask_is_range = true;
+  for (int i = 0; i < p.mask_ops; ++i) {
+    const int64_t* code = attributes.mask.begin() + 3 * i;
+    MaskOp& op = p.mask[i];
+    op.kind = MaskKind(code[0]), op.size = code[2];
+    bool pair = op.kind == MaskKind::kAnd || op.kind == MaskKind::kOr;
+    if (!pair) op.first = entries(buffer(first + code[1]));
+    if (op.kind == MaskKind::kSegments) op.second = entries(buffer(first + code[1] + 1));
+    if (op.kind == MaskKind::kSegments || op.kind == MaskKind::kArray || op.kind == MaskKind::kOr)
+      p.mask_is_range = false;
+  }
+  return p;
+}
+
+ffi::Error finished(bool enough_memory) {
+  if (enough_memory) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "jaxattn's native attention: out of memory");
+}
+
+// Run a call; no exception leaves it.
+template <class Call>
+ffi::Error guarded(Call call) {
+  try {
+    return finished(call());
+  } catch (const std::bad_alloc&) {
+    return finished(false);
+  } catch (const std::exception& error) {
+    return ffi::Error(ffi::ErrorCode::kInternal, std::string("jaxattn's native attention: ") + error.what());
+  }
+}
+
+template <class T = float>
+T* result(const ffi::RemainingRets& results, size_t i) {
+  return static_cast<T*>(results.get<ffi::AnyBuffer>(i).value()->untyped_data());
+}
+
+ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float scale,
+                   float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
+                   ffi::Span<const int64_t> mask) {
+  return guarded([&] {
+    Problem p = problem_of(args, 3, {scale, keep_factor, drop_below, has_bias, batch, mask});
+    p.context = result<char>(results, 0), p.lse = result(results, 1);
+    FfiPool pool(threads);
+    return run_forward(pool, p);
+  });
+}
+
+void read_residuals(const ffi::RemainingArgs& args, Problem& p) {
+  p.context_in = tokens(args.get<ffi::AnyBuffer>(3).value());
+  p.lse_in = rows(args.get<ffi::AnyBuffer>(4).value());
+  p.gradient = tokens(args.get<ffi::AnyBuffer>(5).value());
+}
+
+ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float scale,
+                    float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
+                    ffi::Span<const int64_t> mask) {
+  return guarded([&] {
+    Problem p = problem_of(args, 6, {scale, keep_factor, drop_below, has_bias, batch, mask});
+    read_residuals(args, p);
+    p.query_gradient = result<char>(results, 0), p.key_gradient = result<char>(results, 1);
+    p.value_gradient = result<char>(results, 2);
+    FfiPool pool(threads);
+    return run_backward(pool, p);
+  });
+}
+
+ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float scale,
+                         float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
+                         ffi::Span<const int64_t> mask) {
+  return guarded([&] {
+    Problem p = problem_of(args, 6, {scale, keep_factor, drop_below, has_bias, batch, mask});
+    read_residuals(args, p);
+    p.bias_gradient = result(results, 0);
+    auto shape = results.get<ffi::AnyBuffer>(0).value()->dimensions();
+    p.bias_gradient_strides = operand(nullptr, shape, false);
+    FfiPool pool(threads);
+    return run_bias(pool, p);
+  });
+}
+
+#define JAXATTN_BINDING                     \
+  ffi::Ffi::Bind()                          \
+      .Ctx<ffi::ThreadPool>()               \
+      .RemainingArgs()                      \
+      .RemainingRets()                      \
+      .Attr<float>("scale")                 \
+      .Attr<float>("keep_factor")           \
+      .Attr<int64_t>("drop_below")          \
+      .Attr<int64_t>("has_bias")            \
+      .Attr<ffi::Span<const int64_t>>("batch") \
+      .Attr<ffi::Span<const int64_t>>("mask")
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxattn_forward, forward, JAXATTN_BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxattn_backward, backward, JAXATTN_BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxattn_bias_gradient, bias_gradient, JAXATTN_BINDING);
+
+}  // namespace jaxattn
+
+extern "C" const char* jaxattn_instruction_set() { return jaxattn::kernels().name; }
+
+#pragma GCC visibility pop

@@ -1,0 +1,237 @@
+// The forward pass: query blocks against key blocks, with a softmax that is summed block by block (see ../blockwise.py).
+//
+// The G query heads of a KV head are computed together: row r of a block is query r / G of head r % G. A task is a share
+// of the query blocks of one example and KV head. Its keys are packed, transposed, in panels; its values are read where
+// they lie.
+#pragma once
+
+#include "masks.h"
+
+namespace jaxattn::JAXATTN_ISA {
+
+constexpr int kRows = 10 * kGroup;  // of a query block
+constexpr int kKeys = 256;          // of a key block
+
+// The rows of a query block, and the softmax so far.
+struct QueryBlock {
+  int64_t first, rows;
+  float *query, *sums, *scores;             // (rows, D), (rows, Dv padded), (rows, kKeys)
+  float largest[kRows], total[kRows];
+  Range keys[kRows], group_keys[kRows / kGroup], all_keys;
+};
+
+// What all blocks of a task share.
+struct ForwardHead {
+  const Problem& p;
+  BatchIndex b;
+  int64_t example, kv_head, G, padded;  // Dv padded to whole vectors
+  const float* key_panels;
+  Rows value;
+  MaskView* masks;  // one for each of the G heads
+};
+
+JAXATTN_INLINE int64_t forward_rows(const Problem& p) { return p.T * (p.H / p.K); }
+
+inline size_t forward_scratch(const Problem& p) {
+  int64_t S = round_up(p.S, kPanel), padded = round_up(p.Dv, VL);
+  int64_t views = ceil_div(int64_t(sizeof(MaskView)) * (p.H / p.K), 4);
+  return S * p.D + S * padded + kRows * (p.D + padded + kKeys) + views + 6 * 16;
+}
+
+inline int64_t forward_tasks(const Problem& p) { return p.B * p.K * p.splits; }
+
+template <class Number>
+inline void load_queries(const ForwardHead& h, QueryBlock& block) {
+  const Problem& p = h.p;
+  const auto* query = elements<Number>(p.query, offset(p.query, h.b, p.batch_rank, h.kv_head * h.G));
+  for (int64_t r = 0; r < block.rows; ++r) {
+    int64_t t = (block.first + r) / h.G, g = (block.first + r) % h.G;
+    load_row<Number>(query + t * p.query.row + g * p.query.head, p.D, p.scale * kLog2E, block.query + r * p.D);
+    block.keys[r] = key_range(h.masks[g], t, p.S);
+    block.largest[r] = kLowest, block.total[r] = 0;
+  }
+  std::memset(block.sums, 0, block.rows * h.padded * sizeof(float));
+  block.all_keys = {p.S, 0};
+  for (int64_t i = 0; i * kGroup < block.rows; ++i) {
+    Range group = {p.S, 0};
+    for (int64_t r = i * kGroup; r < least((i + 1) * kGroup, block.rows); ++r) {
+      if (block.keys[r].begin >= block.keys[r].end) continue;
+      group = {least(group.begin, block.keys[r].begin), most(group.end, block.keys[r].end)};
+    }
+    block.group_keys[i] = group;
+    block.all_keys = {least(block.all_keys.begin, group.begin), most(block.all_keys.end, group.end)};
+  }
+}
+
+// How much of a tile the masks of all its heads leave.
+inline Coverage tile_coverage(const ForwardHead& h, const QueryBlock& block, Range keys) {
+  if (h.p.mask_is_range) return kAll;
+  Range queries = {block.first / h.G, (block.first + block.rows - 1) / h.G + 1};
+  Coverage joined = coverage(h.masks[0], queries, keys);
+  for (int64_t g = 1; g < h.G; ++g)
+    if (coverage(h.masks[g], queries, keys) != joined) return kSome;
+  return joined;
+}
+
+inline void compute_scores(const ForwardHead& h, QueryBlock& block, Range keys) {
+  int64_t D = h.p.D;
+  for (int64_t s = keys.begin; s < keys.end; s += kPanel) {
+    const float* panel = h.key_panels + s * D;
+    for (int64_t i = 0; i * kGroup < block.rows; ++i) {
+      if (!overlap(block.group_keys[i], {s, s + kPanel})) continue;
+      int64_t r = i * kGroup, rows = least(kGroup, block.rows - r);
+      multiply_columns<kPanelVectors, false>(rows, D, block.query + r * D, D, 1, panel, kPanel,
+                                             block.scores + r * kKeys + (s - keys.begin), kKeys);
+    }
+  }
+}
+
+// Set lanes of a row outside [begin, end) to -inf, in the vectors that hold its ends.
+JAXATTN_INLINE void mask_ends(float* row, int64_t begin, int64_t end) {
+  int64_t first = begin / VL * VL, last = (end - 1) / VL * VL;
+  const Floats masked = splat(-__builtin_inff());
+  if (first < begin) store(row + first, lanes() < int32_t(begin - first) ? masked : load(row + first));
+  if (last + VL > end) store(row + last, lanes() < int32_t(end - last) ? load(row + last) : masked);
+}
+
+inline void add_bias(const ForwardHead& h, int64_t t, int64_t g, int64_t s, int64_t n, float* row) {
+  const Problem& p = h.p;
+  const float* bias = elements<Float32>(p.bias, offset(p.bias, h.b, p.batch_rank, h.kv_head * h.G + g));
+  bias += t * p.bias.row + s * p.bias.column;
+  if (p.bias.column == 0)
+    for (int64_t i = 0; i < n; ++i) row[i] += *bias * kLog2E;
+  else
+    for (int64_t i = 0; i < n; ++i) row[i] += bias[i] * kLog2E;
+}
+
+inline void mask_row(const MaskView& mask, int64_t t, int64_t s, int64_t n, float* row) {
+  int32_t allowed[kRun];
+  test_entries<true>(mask, t, s, n, allowed);
+  for (int64_t i = 0; i < n; ++i) row[i] = allowed[i] ? row[i] : -__builtin_inff();
+}
+
+inline void drop_row(const ForwardHead& h, int64_t t, int64_t g, int64_t s, int64_t n, float* row) {
+  const Problem& p = h.p;
+  int64_t row_at = offset(p.row_bits, h.b, p.batch_rank, h.kv_head * h.G + g) + t * p.row_bits.row;
+  uint32_t row_bits = reinterpret_cast<const uint32_t*>(p.row_bits.data)[row_at];
+  const int32_t* columns = reinterpret_cast<const int32_t*>(p.column_bits.data);
+  columns += offset(p.column_bits, h.b, p.batch_rank, h.kv_head * h.G + g) + s;
+  int64_t readable = p.S - s;
+  for (int64_t i = 0; i < n; i += VL) {
+    Ints bits = {};
+    if (i + VL <= readable)
+      bits = load_ints(columns + i);
+    else
+      for (int64_t j = i; j < readable; ++j) bits[j - i] = columns[j];
+    Ints kept = is_kept((Bits)bits ^ row_bits, p.drop_below);
+    store(row + i, kept ? load(row + i) * p.keep_factor : Floats{});
+  }
+}
+
+// Turn a row's scores into weights relative to its largest score so far.
+inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, Range tile, Coverage covered) {
+  float* row = block.scores + r * kKeys;
+  int64_t t = (block.first + r) / h.G, g = (block.first + r) % h.G;
+  Range group = block.group_keys[r / kGroup];
+  Range keys = {most(block.keys[r].begin, tile.begin) - tile.begin, least(block.keys[r].end, tile.end) - tile.begin};
+  // The vectors that hold the row's keys, and those that hold its group's.
+  int64_t begin = keys.begin / VL * VL, end = round_up(keys.end, VL);
+  int64_t group_begin = (most(group.begin, tile.begin) - tile.begin) / VL * VL;
+  int64_t group_end = round_up(least(group.end, tile.end) - tile.begin, VL);
+  if (keys.begin >= keys.end) begin = end = group_begin;
+  for (int64_t i = group_begin; i < begin; i += VL) store(row + i, Floats{});
+  for (int64_t i = end; i < group_end; i += VL) store(row + i, Floats{});
+  if (begin == end) return;
+  if (h.p.bias.data) add_bias(h, t, g, tile.begin + keys.begin, keys.end - keys.begin, row + keys.begin);
+  if (covered == kSome) mask_row(h.masks[g], t, tile.begin + keys.begin, keys.end - keys.begin, row + keys.begin);
+  mask_ends(row, keys.begin, keys.end);
+
+  Floats highest = load(row + begin);
+  for (int64_t i = begin + VL; i < end; i += VL) highest = larger(highest, load(row + i));
+  float largest = largest_of(highest);
+  if (largest > block.largest[r]) {
+    float shrink = exp2(splat(block.largest[r] - largest))[0];
+    block.largest[r] = largest;
+    block.total[r] *= shrink;
+    float* sums = block.sums + r * h.padded;
+    for (int64_t i = 0; i < h.padded; i += VL) store(sums + i, load(sums + i) * shrink);
+  }
+  Floats shift = splat(block.largest[r]), total = {};
+  for (int64_t i = begin; i < end; i += VL) {
+    Floats weights = exp2(load(row + i) - shift);
+    total += weights;
+    store(row + i, weights);
+  }
+  block.total[r] += sum_of(total);
+  if (h.p.drop_below) drop_row(h, t, g, tile.begin + begin, end - begin, row + begin);
+}
+
+inline void add_values(const ForwardHead& h, QueryBlock& block, Range tile) {
+  for (int64_t i = 0; i * kGroup < block.rows; ++i) {
+    Range keys = {most(block.group_keys[i].begin, tile.begin), least(block.group_keys[i].end, tile.end)};
+    if (keys.begin >= keys.end) continue;
+    int64_t r = i * kGroup, rows = least(kGroup, block.rows - r);
+    multiply_add(rows, keys.end - keys.begin, h.padded, block.scores + r * kKeys + keys.begin - tile.begin, kKeys, 1,
+                 h.value.data + keys.begin * h.value.stride, h.value.stride, block.sums + r * h.padded, h.padded);
+  }
+}
+
+template <class Number>
+inline void store_results(const ForwardHead& h, const QueryBlock& block) {
+  const Problem& p = h.p;
+  auto* context = reinterpret_cast<typename Number::Stored*>(p.context);
+  for (int64_t r = 0; r < block.rows; ++r) {
+    int64_t t = (block.first + r) / h.G, head = h.kv_head * h.G + (block.first + r) % h.G;
+    float total = block.total[r];
+    bool empty = total == 0;
+    store_row<Number>(block.sums + r * h.padded, p.Dv, empty ? 0.0f : 1 / total,
+                      context + ((h.example * p.T + t) * p.H + head) * p.Dv);
+    float lse = empty ? __builtin_inff() : __builtin_log2f(total) + block.largest[r];
+    p.lse[(h.example * p.H + head) * p.T + t] = lse;
+  }
+}
+
+template <class Number>
+inline void attend_block(const ForwardHead& h, QueryBlock& block) {
+  load_queries<Number>(h, block);
+  // Key blocks lie on one grid for all rows, so a row's sums do not depend on the other rows.
+  for (int64_t s = block.all_keys.begin / kKeys * kKeys; s < block.all_keys.end; s += kKeys) {
+    Range tile = {s, least(s + kKeys, h.p.S)};
+    Coverage covered = tile_coverage(h, block, tile);
+    if (covered == kNone) continue;
+    compute_scores(h, block, tile);
+    for (int64_t r = 0; r < block.rows; ++r)
+      if (overlap(block.group_keys[r / kGroup], tile)) update_softmax(h, block, r, tile, covered);
+    add_values(h, block, tile);
+  }
+  store_results<Number>(h, block);
+}
+
+template <class Number>
+inline void forward_task(const Problem& p, int64_t task, float* memory) {
+  Scratch scratch = {memory};
+  int64_t split = task % p.splits, head = task / p.splits % p.K, example = task / p.splits / p.K;
+  int64_t G = p.H / p.K, padded = round_up(p.Dv, VL), S = round_up(p.S, kPanel);
+  BatchIndex b = batch_index(p, example);
+
+  auto* masks = reinterpret_cast<MaskView*>(scratch.take(ceil_div(int64_t(sizeof(MaskView)) * G, 4)));
+  for (int64_t g = 0; g < G; ++g) masks[g] = mask_view(p, b, head * G + g);
+  float* panels = scratch.take(S * p.D);
+  const auto* key = elements<Number>(p.key, offset(p.key, b, p.batch_rank, head));
+  for (int64_t s = 0; s < p.S; s += kPanel)
+    pack_panel<Number>(key + s * p.key.row, p.key.row, least(kPanel, p.S - s), p.D, 1.0f, panels + s * p.D);
+  const auto* value = elements<Number>(p.value, offset(p.value, b, p.batch_rank, head));
+  Rows rows = as_rows<Number>(value, p.value.row, p.S, p.Dv, scratch.take(S * padded));
+
+  ForwardHead h = {p, b, example, head, G, padded, panels, rows, masks};
+  QueryBlock block;
+  block.query = scratch.take(kRows * p.D), block.sums = scratch.take(kRows * padded);
+  block.scores = scratch.take(kRows * kKeys);
+  // Later query blocks may have more keys, so the tasks of a head take turns.
+  for (int64_t i = split; i * kRows < forward_rows(p); i += p.splits) {
+    block.first = i * kRows, block.rows = least(kRows, forward_rows(p) - i * kRows);
+    attend_block<Number>(h, block);
+  }
+}
+
+}  // namespace jaxattn::JAXATTN_ISA

@@ -1,0 +1,269 @@
+// Vectors, in the vector extensions of GCC and Clang: one source for all instruction sets.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "problem.h"
+
+namespace jaxattn::JAXATTN_ISA {
+
+// The vector's length VL in floats, and how many vectors wide a panel is: a product of 6 rows and a panel keeps its
+// sums in registers, 24 of 32 (AVX-512, NEON) or 12 of 16 (AVX2).
+#if defined(__AVX512F__)
+constexpr int VL = 16, kPanelVectors = 4;
+#elif defined(__AVX2__)
+constexpr int VL = 8, kPanelVectors = 2;
+#else
+constexpr int VL = 4, kPanelVectors = 4;
+#endif
+constexpr int kPanel = VL * kPanelVectors;
+
+typedef float Floats __attribute__((vector_size(VL * 4)));
+typedef int32_t Ints __attribute__((vector_size(VL * 4)));
+typedef uint32_t Bits __attribute__((vector_size(VL * 4)));
+
+JAXATTN_INLINE Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+JAXATTN_INLINE void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+JAXATTN_INLINE Ints load_ints(const int32_t* from) {
+  Ints x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+JAXATTN_INLINE Floats splat(float x) { return Floats{} + x; }
+JAXATTN_INLINE Ints splat_int(int32_t x) { return Ints{} + x; }
+JAXATTN_INLINE Ints lanes() {
+  Ints x;
+  for (int i = 0; i < VL; ++i) x[i] = i;
+  return x;
+}
+JAXATTN_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// Halve the vector until one number is left.
+template <class Join>
+JAXATTN_INLINE float reduce(Floats x, Join join) {
+  float part[VL];
+  store(part, x);
+  for (int n = VL / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) part[i] = join(part[i], part[i + n]);
+  return part[0];
+}
+JAXATTN_INLINE float sum_of(Floats x) {
+  return reduce(x, [](float a, float b) { return a + b; });
+}
+JAXATTN_INLINE float largest_of(Floats x) {
+  return reduce(x, [](float a, float b) { return a > b ? a : b; });
+}
+
+// 2 to the power x, for x of at most 127; 0 below the normal numbers, NaN for NaN. Adding 1.5 * 2^23 rounds to an
+// integer, which ends up in the last bits. The polynomial is a minimax one on [-0.5, 0.5], relative error 8e-8.
+JAXATTN_INLINE Floats exp2(Floats x) {
+  const Floats lowest = splat(-126.0f);
+  Floats clipped = x < lowest ? lowest : x;
+  Floats shifted = clipped + 12582912.0f;
+  Floats fraction = clipped - (shifted - 12582912.0f);
+  Floats sum = fraction * 0x1.41fbbcp-13f + 0x1.5f3e54p-10f;
+  sum = sum * fraction + 0x1.3b2d4cp-7f;
+  sum = sum * fraction + 0x1.c6aee8p-5f;
+  sum = sum * fraction + 0x1.ebfbdcp-3f;
+  sum = sum * fraction + 0x1.62e430p-1f;
+  sum = sum * fraction + 1.0f;
+  Floats power = (Floats)((Ints)sum + ((Ints)shifted << 23));
+  return x < lowest ? Floats{} : power;
+}
+
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLowest = -3.40282347e38f;
+
+// Hands out parts of a thread's scratch memory, aligned for vectors.
+struct Scratch {
+  float* next;
+  float* take(int64_t floats) {
+    float* part = next;
+    next += round_up(floats, 16);
+    return part;
+  }
+};
+
+// ---- Numbers of the arrays' types
+
+struct Float32 {
+  using Stored = float;
+  static constexpr bool kIsFloat = true;
+  JAXATTN_INLINE float widen(float x) { return x; }
+  JAXATTN_INLINE float narrow(float x) { return x; }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  static constexpr bool kIsFloat = false;
+  JAXATTN_INLINE float widen(uint16_t x) {
+    uint32_t bits = uint32_t{x} << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+  }
+  JAXATTN_INLINE uint16_t narrow(float x) {  // rounds to the nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t nan = (bits >> 16) | 0x40;
+    return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
+  }
+};
+
+struct Float16 {
+  using Stored = _Float16;
+  static constexpr bool kIsFloat = false;
+  JAXATTN_INLINE float widen(_Float16 x) { return float(x); }
+  JAXATTN_INLINE _Float16 narrow(float x) { return _Float16(x); }
+};
+
+template <class Number>
+JAXATTN_INLINE const typename Number::Stored* elements(const Operand& array, int64_t before) {
+  return reinterpret_cast<const typename Number::Stored*>(array.data) + before;
+}
+
+template <class Number>
+JAXATTN_INLINE void load_row(const typename Number::Stored* from, int64_t n, float scale, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = Number::widen(from[i]) * scale;
+}
+
+template <class Number>
+JAXATTN_INLINE void store_row(const float* from, int64_t n, float scale, typename Number::Stored* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = Number::narrow(from[i] * scale);
+}
+
+template <class Number>
+inline float product_of_rows(const typename Number::Stored* a, const typename Number::Stored* b, int64_t n) {
+  Floats sums = {};
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) {
+    Floats x, y;
+    for (int j = 0; j < VL; ++j) x[j] = Number::widen(a[i + j]), y[j] = Number::widen(b[i + j]);
+    sums += x * y;
+  }
+  float sum = sum_of(sums);
+  for (; i < n; ++i) sum += Number::widen(a[i]) * Number::widen(b[i]);
+  return sum;
+}
+
+// Rows as floats, padded to whole vectors: where they lie if they are so already, or copied into `copy`.
+struct Rows {
+  const float* data;
+  int64_t stride;
+};
+
+template <class Number>
+JAXATTN_INLINE Rows as_rows(const typename Number::Stored* from, int64_t stride, int64_t rows, int64_t width,
+                            float* copy) {
+  if constexpr (Number::kIsFloat)
+    if (width % VL == 0) return {from, stride};
+  int64_t padded = round_up(width, VL);
+  for (int64_t i = 0; i < rows; ++i) {
+    load_row<Number>(from + i * stride, width, 1.0f, copy + i * padded);
+    for (int64_t j = width; j < padded; ++j) copy[i * padded + j] = 0;
+  }
+  return {copy, padded};
+}
+
+// Rows (n, width) transposed into panels of kPanel rows, (n / kPanel, width, kPanel); rows beyond n are 0.
+template <class Number>
+JAXATTN_INLINE void pack_panel(const typename Number::Stored* from, int64_t stride, int64_t rows, int64_t width,
+                               float scale, float* to) {
+  constexpr int kRun = 8;
+  for (int64_t j = 0; j < kPanel; j += kRun) {
+    if (j + kRun <= rows) {
+      for (int64_t d = 0; d < width; ++d)
+        for (int i = 0; i < kRun; ++i) to[d * kPanel + j + i] = Number::widen(from[(j + i) * stride + d]) * scale;
+      continue;
+    }
+    for (int64_t i = j; i < j + kRun && i < kPanel; ++i)
+      for (int64_t d = 0; d < width; ++d)
+        to[d * kPanel + i] = i < rows ? Number::widen(from[i * stride + d]) * scale : 0.0f;
+  }
+}
+
+// ---- Matrix products
+
+// C (MR rows, NV vectors) = or += A B over n steps. A's entry for row i and step k is a[i * a_row + k * a_step].
+template <int MR, int NV, bool kAdd>
+JAXATTN_INLINE void multiply_tile(int64_t n, const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                  int64_t b_step, float* c, int64_t c_row) {
+  Floats sums[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) sums[i][j] = kAdd ? load(c + i * c_row + j * VL) : Floats{};
+  for (int64_t k = 0; k < n; ++k) {
+    Floats column[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) column[j] = load(b + k * b_step + j * VL);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      float factor = a[i * a_row + k * a_step];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) sums[i][j] += factor * column[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) store(c + i * c_row + j * VL, sums[i][j]);
+}
+
+// How many rows keep the registers full, for so many vectors.
+constexpr int tile_rows(int vectors) {
+  return VL == 8 ? (vectors == 1 ? 12 : 6) : (vectors <= 2 ? 12 : vectors == 3 ? 8 : 6);
+}
+constexpr int kGroup = 12;  // rows that are skipped or computed together: one or two tiles
+
+template <int MR, int NV, bool kAdd>
+JAXATTN_INLINE void multiply_rest(int64_t m, int64_t n, const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                  int64_t b_step, float* c, int64_t c_row) {
+  if (m == MR) return multiply_tile<MR, NV, kAdd>(n, a, a_row, a_step, b, b_step, c, c_row);
+  if constexpr (MR > 1) multiply_rest<MR - 1, NV, kAdd>(m, n, a, a_row, a_step, b, b_step, c, c_row);
+}
+
+template <int NV, bool kAdd>
+void multiply_columns(int64_t m, int64_t n, const float* a, int64_t a_row, int64_t a_step, const float* b,
+                      int64_t b_step, float* c, int64_t c_row) {
+  constexpr int MR = tile_rows(NV);
+  int64_t i = 0;
+  for (; i + MR <= m; i += MR) multiply_tile<MR, NV, kAdd>(n, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
+  if (i < m) multiply_rest<MR - 1, NV, kAdd>(m - i, n, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
+}
+
+// C (m, width) += A (m, n) B (n, width); the width is in whole vectors.
+JAXATTN_INLINE void multiply_add(int64_t m, int64_t n, int64_t width, const float* a, int64_t a_row, int64_t a_step,
+                                 const float* b, int64_t b_step, float* c, int64_t c_row) {
+  int64_t j = 0;
+  for (; j + kPanel <= width; j += kPanel)
+    multiply_columns<kPanelVectors, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
+  if constexpr (kPanelVectors > 3)
+    if (j + 3 * VL <= width) {
+      multiply_columns<3, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
+      j += 3 * VL;
+    }
+  if constexpr (kPanelVectors > 2)
+    if (j + 2 * VL <= width) {
+      multiply_columns<2, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
+      j += 2 * VL;
+    }
+  for (; j < width; j += VL) multiply_columns<1, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
+}
+
+// ---- Dropout
+
+// The same hash as in random_bits.py.
+JAXATTN_INLINE Ints is_kept(Bits bits, uint32_t drop_below) {
+  bits = (bits ^ (bits >> 16)) * 0x7FEB352Du;
+  bits = (bits ^ (bits >> 15)) * 0x846CA68Bu;
+  return (bits ^ (bits >> 16)) >= drop_below;
+}
+
+}  // namespace jaxattn::JAXATTN_ISA
