@@ -6,10 +6,10 @@ from typing import Any, Literal, Unpack, overload
 from jax import Array
 from jaxtyping import Float
 
-from jaxattn.kernels import blockwise, cudnn, dense, small, transforms
+from jaxattn.kernels import blockwise, cudnn, dense, native, small, transforms
 from jaxattn.kernels.call import AttentionCall, Implementation, Options, checked_call
 
-KERNELS: dict[str, ModuleType] = {"cudnn": cudnn, "dense": dense, "blockwise": blockwise}
+KERNELS: dict[str, ModuleType] = {"cudnn": cudnn, "dense": dense, "native": native, "blockwise": blockwise}
 
 # Up to this many scores per head, dense is fastest for any number of heads; measured by `jaxattn benchmark`.
 FEW_SCORES_PER_HEAD = 96 * 96
@@ -65,8 +65,9 @@ def dot_product_attention(
         dropout_rate: share of the weights that are dropped, in [0, 1).
         dropout_key: PRNG key for dropout; each head and example drops different entries.
         return_weights: return `(context, weights)`, the weights `(..., H, T, S)` before dropout.
-        implementation: the kernel, all with equal results: "dense" stores all weights, "blockwise" has memory linear
-            in the tokens, "cudnn" is NVIDIA's. None chooses; `explain_implementation` says which and why.
+        implementation: the kernel, all with equal results: "dense" stores all weights; "blockwise" has memory linear
+            in the tokens, and so has "native", in C++ for CPUs; "cudnn" is NVIDIA's. None chooses;
+            `explain_implementation` says which and why.
 
     Returns:
         The context `(..., T, H, D_v)` in the type of `query`, or `(context, weights)`. With implementation="dense" it
@@ -115,12 +116,13 @@ def explain_implementation(*args: Any, **options: Any) -> str:
         >>> from jaxattn import explain_implementation, masks
         >>> heads = jnp.ones((1, 2048, 8, 64))
         >>> print(explain_implementation(heads, heads, heads, masks.Causal()).splitlines()[0])
-        blockwise runs: its memory is linear in the tokens
+        native runs: it is the fastest on a CPU
     """
     call = checked_call(*args, **options)
     chosen, reason = choose(call)
     others = {
         "cudnn": f"{chosen} was chosen",
+        "native": f"{chosen} was chosen",
         "blockwise": f"{chosen} was chosen",
         "dense": f"would store {call.num_scores} weights, {4 * call.num_scores / 1e6:.0f} MB in float32",
     }
@@ -160,6 +162,8 @@ def choose(call: AttentionCall) -> tuple[str, str]:
         return "cudnn", "NVIDIA's kernel supports this call"
     if call.return_weights:
         return "dense", "it alone returns the weights"
+    if not _has_few_scores_per_head(call) and native.unsupported(call) is None:
+        return "native", "it is the fastest on a CPU"
     if _has_few_scores_per_head(call) or small.unsupported(call) is None:
         T, S, _, _ = call.sizes
         return "dense", f"{T} × {S} scores in each of {call.num_scores // max(1, T * S)} heads are few"

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn import dot_product_attention, masks
+from jaxattn.kernels.native import library
 
 # "small" is what is chosen for few scores; the tests of kernels allow it at any size.
 KERNELS = {
@@ -13,6 +14,8 @@ KERNELS = {
     "blockwise": functools.partial(dot_product_attention, implementation="blockwise"),
     "small": dot_product_attention,
 }
+if library.missing() is None:
+    KERNELS["native"] = functools.partial(dot_product_attention, implementation="native")
 MASKS = ("none", "causal", "offsets", "window", "sinks", "segments", "scattered", "lengths", "array", "per head")
 
 

@@ -21,7 +21,7 @@ from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_ke
 from jaxattn.masks import Band, Leaf, Mask, as_mask, check_mask_shape
 from jaxattn.random_bits import draw_bits, drop
 
-Implementation = Literal["dense", "blockwise", "cudnn"]
+Implementation = Literal["dense", "blockwise", "native", "cudnn"]
 
 
 STATIC = {"static": True}

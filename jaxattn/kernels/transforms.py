@@ -4,9 +4,7 @@
       └ auto_axes           on a mesh with explicit axes: the compiler shards what is inside
         └ jit               compiled once for each shape
           └ custom_vjp      forward keeps the call, its context and its logsumexp; backward returns the gradients
-            └ custom_vmap   around forward and around backward: a mapped axis becomes one more batch axis
-              └ choose      now the whole batch is known: the first of KERNELS that supports it
-                └ kernel.forward(call), kernel.backward(call, context, lse, gradient)
+    XX.forward(call), kernel.backward(call, context, lse, gradient)
 
 Nothing inside is specific to one kernel, and all kernels keep the same residuals: the context and the logsumexp.
 """
@@ -17,11 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.sharding import AxisType, auto_axes
 from jaxtyping import PyTree
 
-from jaxattn.kernels import blockwise, small
+from jaxattn.kernels import blockwise, native, small
 from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.kernels.tiles import vary_alike
 
@@ -35,7 +33,7 @@ class Kernel(Protocol):
     def backward(self, call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients: ...
 
 
-KERNELS: dict[str, Kernel] = {"small": small, "blockwise": blockwise}  # in order of preference
+KERNELS: dict[str, Kernel] = {"native": native, "small": small, "blockwise": blockwise}  # in order of preference
 
 
 def attend(call: AttentionCall) -> Array:
@@ -63,12 +61,18 @@ def attend(call: AttentionCall) -> Array:
 
 def forward(call: AttentionCall) -> tuple[Array, Array]:
     """Return the context and the base-2 logsumexp of the first kernel that supports the call."""
-    return choose(call).forward(call)
+    kernel, portable = choose(call), choose_portable(call)
+    if kernel is portable:
+        return kernel.forward(call)
+    return lax.platform_dependent(call, cpu=kernel.forward, default=portable.forward)
 
 
 def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
     """Return the gradients, from the first kernel that supports the call."""
-    return choose(call).backward(call, context, lse, gradient)
+    kernel, portable = choose(call), choose_portable(call)
+    if kernel is portable:
+        return kernel.backward(call, context, lse, gradient)
+    return lax.platform_dependent(call, context, lse, gradient, cpu=kernel.backward, default=portable.backward)
 
 
 def choose(call: AttentionCall) -> Kernel:
@@ -76,6 +80,14 @@ def choose(call: AttentionCall) -> Kernel:
     if call.implementation is not None:
         return KERNELS[call.implementation]
     return next(kernel for kernel in KERNELS.values() if kernel.unsupported(call) is None)
+
+
+def choose_portable(call: AttentionCall) -> Kernel:
+    """Return the kernel for platforms other than CPUs: as `choose`, without those that are for CPUs alone."""
+    kernel = choose(call)
+    if kernel is not native or call.implementation is not None:
+        return kernel
+    return small if small.unsupported(call) is None else blockwise
 
 
 @jax.jit
