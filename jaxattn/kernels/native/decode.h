@@ -68,7 +68,7 @@ inline void decode_task(const Problem& p, int64_t task, float* memory) {
     for (int64_t r = 0; r < block.rows; ++r) {
       float* part = part_of(p, split, example, head * G + r % G, r / G);
       std::memcpy(part, block.sums + r * padded, padded * sizeof(float));
-      part[padded] = block.largest[r], part[padded + 1] = block.total[r];
+      part[padded] = block.largest[r], part[padded + 1] = sum_of(block.total[r]);
     }
   }
 }

@@ -9,14 +9,15 @@
 
 namespace jaxattn::JAXATTN_ISA {
 
-constexpr int kRows = 10 * kGroup;  // of a query block
+constexpr int kRows = 11 * kGroup;  // of a query block, at most
 constexpr int kKeys = 256;          // of a key block
 
 // The rows of a query block, and the softmax so far.
 struct QueryBlock {
   int64_t first, rows;
   float *query, *sums, *scores;             // (rows, D), (rows, Dv padded), (rows, kKeys)
-  float largest[kRows], total[kRows];
+  float largest[kRows];
+  Floats total[kRows];  // in VL sums
   Range keys[kRows], group_keys[kRows / kGroup], all_keys;
 };
 
@@ -48,7 +49,7 @@ inline void load_queries(const ForwardHead& h, QueryBlock& block) {
     int64_t t = (block.first + r) / h.G, g = (block.first + r) % h.G;
     load_row<Number>(query + t * p.query.row + g * p.query.head, p.D, p.scale * kLog2E, block.query + r * p.D);
     block.keys[r] = key_range(h.masks[g], t, p.S);
-    block.largest[r] = kLowest, block.total[r] = 0;
+    block.largest[r] = kLowest, block.total[r] = Floats{};
   }
   std::memset(block.sums, 0, block.rows * h.padded * sizeof(float));
   block.all_keys = {p.S, 0};
@@ -162,7 +163,7 @@ inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, R
     total += weights;
     store(row + i, weights);
   }
-  block.total[r] += sum_of(total);
+  block.total[r] += total;
   if (h.p.drop_below) drop_row(h, t, g, tile.begin + begin, end - begin, row + begin);
 }
 
@@ -182,7 +183,7 @@ inline void store_results(const ForwardHead& h, const QueryBlock& block) {
   auto* context = reinterpret_cast<typename Number::Stored*>(p.context);
   for (int64_t r = 0; r < block.rows; ++r) {
     int64_t t = (block.first + r) / h.G, head = h.kv_head * h.G + (block.first + r) % h.G;
-    float total = block.total[r];
+    float total = sum_of(block.total[r]);
     bool empty = total == 0;
     store_row<Number>(block.sums + r * h.padded, p.Dv, empty ? 0.0f : 1 / total,
                       context + ((h.example * p.T + t) * p.H + head) * p.Dv);
@@ -227,9 +228,10 @@ inline void forward_task(const Problem& p, int64_t task, float* memory) {
   QueryBlock block;
   block.query = scratch.take(kRows * p.D), block.sums = scratch.take(kRows * padded);
   block.scores = scratch.take(kRows * kKeys);
+  int64_t all = forward_rows(p), blocks = ceil_div(all, kRows), size = round_up(ceil_div(all, blocks), kGroup);
   // Later query blocks may have more keys, so the tasks of a head take turns.
-  for (int64_t i = split; i * kRows < forward_rows(p); i += p.splits) {
-    block.first = i * kRows, block.rows = least(kRows, forward_rows(p) - i * kRows);
+  for (int64_t first = split * size; first < all; first += p.splits * size) {
+    block.first = first, block.rows = least(size, all - first);
     attend_block<Number>(h, block);
   }
 }

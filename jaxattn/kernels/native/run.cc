@@ -30,7 +30,7 @@ namespace {
 constexpr int64_t kTasks = 16;
 // Up to this many rows a head, keys are not worth packing.
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kBlock = 120, kDecodeKeys = 256;
+constexpr int64_t kBlock = 132, kDecodeKeys = 256;
 
 using Task = void (*)(const Problem&, int64_t, float*);
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "problem.h"
 
@@ -43,20 +44,33 @@ JAXATTN_INLINE Ints lanes() {
 }
 JAXATTN_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
-// Halve the vector until one number is left.
+typedef float Floats8 __attribute__((vector_size(32)));
+typedef float Floats4 __attribute__((vector_size(16)));
+
+// Join both halves of a vector until one number is left.
+template <class Join>
+JAXATTN_INLINE float reduce(Floats4 x, Join join) {
+  Floats4 pair = join(x, __builtin_shufflevector(x, x, 2, 3, 0, 1));
+  return join(pair, __builtin_shufflevector(pair, pair, 1, 0, 3, 2))[0];
+}
+#if defined(__AVX2__)
+template <class Join>
+JAXATTN_INLINE float reduce(Floats8 x, Join join) {
+  return reduce(join(__builtin_shufflevector(x, x, 0, 1, 2, 3), __builtin_shufflevector(x, x, 4, 5, 6, 7)), join);
+}
+#endif
+#if defined(__AVX512F__)
 template <class Join>
 JAXATTN_INLINE float reduce(Floats x, Join join) {
-  float part[VL];
-  store(part, x);
-  for (int n = VL / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) part[i] = join(part[i], part[i + n]);
-  return part[0];
+  return reduce(join(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7),
+                     __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15)), join);
 }
+#endif
 JAXATTN_INLINE float sum_of(Floats x) {
-  return reduce(x, [](float a, float b) { return a + b; });
+  return reduce(x, [](auto a, auto b) { return a + b; });
 }
 JAXATTN_INLINE float largest_of(Floats x) {
-  return reduce(x, [](float a, float b) { return a > b ? a : b; });
+  return reduce(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // 2 to the power x, for x of at most 127; 0 below the normal numbers, NaN for NaN. Adding 1.5 * 2^23 rounds to an
@@ -128,6 +142,15 @@ JAXATTN_INLINE const typename Number::Stored* elements(const Operand& array, int
   return reinterpret_cast<const typename Number::Stored*>(array.data) + before;
 }
 
+// A vector of numbers as floats.
+template <class Number>
+JAXATTN_INLINE Floats load_wide(const typename Number::Stored* from) {
+  if constexpr (Number::kIsFloat) return load(from);
+  float wide[VL];
+  for (int i = 0; i < VL; ++i) wide[i] = Number::widen(from[i]);
+  return load(wide);
+}
+
 template <class Number>
 JAXATTN_INLINE void load_row(const typename Number::Stored* from, int64_t n, float scale, float* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = Number::widen(from[i]) * scale;
@@ -139,14 +162,10 @@ JAXATTN_INLINE void store_row(const float* from, int64_t n, float scale, typenam
 }
 
 template <class Number>
-inline float product_of_rows(const typename Number::Stored* a, const typename Number::Stored* b, int64_t n) {
+JAXATTN_INLINE float product_of_rows(const typename Number::Stored* a, const typename Number::Stored* b, int64_t n) {
   Floats sums = {};
   int64_t i = 0;
-  for (; i + VL <= n; i += VL) {
-    Floats x, y;
-    for (int j = 0; j < VL; ++j) x[j] = Number::widen(a[i + j]), y[j] = Number::widen(b[i + j]);
-    sums += x * y;
-  }
+  for (; i + VL <= n; i += VL) sums += load_wide<Number>(a + i) * load_wide<Number>(b + i);
   float sum = sum_of(sums);
   for (; i < n; ++i) sum += Number::widen(a[i]) * Number::widen(b[i]);
   return sum;
@@ -171,19 +190,36 @@ JAXATTN_INLINE Rows as_rows(const typename Number::Stored* from, int64_t stride,
   return {copy, padded};
 }
 
-// Rows (n, width) transposed into panels of kPanel rows, (n / kPanel, width, kPanel); rows beyond n are 0.
+// Swap blocks of `step` lanes between two vectors: the first halves of all pairs of blocks, and the second halves.
+template <int step, int... j>
+JAXATTN_INLINE void swap_blocks(Floats& a, Floats& b, std::integer_sequence<int, j...>) {
+  Floats first = __builtin_shufflevector(a, b, ((j & step) ? VL + j - step : j)...);
+  b = __builtin_shufflevector(a, b, ((j & step) ? VL + j : j + step)...);
+  a = first;
+}
+
+template <int step>
+JAXATTN_INLINE void transpose(Floats* rows) {
+  for (int i = 0; i < VL; ++i)
+    if (!(i & step)) swap_blocks<step>(rows[i], rows[i + step], std::make_integer_sequence<int, VL>());
+  if constexpr (step > 1) transpose<step / 2>(rows);
+}
+
+// Up to kPanel rows (rows, width), times the scale, transposed into a panel (width, kPanel); missing rows are 0.
 template <class Number>
-JAXATTN_INLINE void pack_panel(const typename Number::Stored* from, int64_t stride, int64_t rows, int64_t width,
-                               float scale, float* to) {
-  constexpr int kRun = 8;
-  for (int64_t j = 0; j < kPanel; j += kRun) {
-    if (j + kRun <= rows) {
-      for (int64_t d = 0; d < width; ++d)
-        for (int i = 0; i < kRun; ++i) to[d * kPanel + j + i] = Number::widen(from[(j + i) * stride + d]) * scale;
-      continue;
+inline void pack_panel(const typename Number::Stored* from, int64_t stride, int64_t rows, int64_t width, float scale,
+                       float* to) {
+  for (int64_t first = 0; first < kPanel; first += VL) {
+    int64_t d = 0;
+    for (; d + VL <= width; d += VL) {
+      Floats block[VL];
+      for (int i = 0; i < VL; ++i)
+        block[i] = first + i < rows ? load_wide<Number>(from + (first + i) * stride + d) * scale : Floats{};
+      transpose<VL / 2>(block);
+      for (int i = 0; i < VL; ++i) store(to + (d + i) * kPanel + first, block[i]);
     }
-    for (int64_t i = j; i < j + kRun && i < kPanel; ++i)
-      for (int64_t d = 0; d < width; ++d)
+    for (; d < width; ++d)
+      for (int64_t i = first; i < first + VL; ++i)
         to[d * kPanel + i] = i < rows ? Number::widen(from[i * stride + d]) * scale : 0.0f;
   }
 }
