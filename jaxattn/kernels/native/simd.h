@@ -130,11 +130,17 @@ struct BFloat16 {
   }
 };
 
+#if defined(__aarch64__)
+typedef __fp16 Half;
+#else
+typedef _Float16 Half;
+#endif
+
 struct Float16 {
-  using Stored = _Float16;
+  using Stored = Half;
   static constexpr bool kIsFloat = false;
-  JAXATTN_INLINE float widen(_Float16 x) { return float(x); }
-  JAXATTN_INLINE _Float16 narrow(float x) { return _Float16(x); }
+  JAXATTN_INLINE float widen(Half x) { return float(x); }
+  JAXATTN_INLINE Half narrow(float x) { return Half(x); }
 };
 
 template <class Number>
