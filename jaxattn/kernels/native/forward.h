@@ -16,6 +16,7 @@ constexpr int kKeys = 256;          // of a key block
 struct QueryBlock {
   int64_t first, rows;
   float *query, *sums, *scores;             // (rows, D), (rows, Dv padded), (rows, kKeys)
+  int64_t query_of[kRows], head_of[kRows];
   float largest[kRows];
   Floats total[kRows];  // in VL sums
   Range keys[kRows], group_keys[kRows / kGroup], all_keys;
@@ -46,7 +47,7 @@ inline void load_queries(const ForwardHead& h, QueryBlock& block) {
   const Problem& p = h.p;
   const auto* query = elements<Number>(p.query, offset(p.query, h.b, p.batch_rank, h.kv_head * h.G));
   for (int64_t r = 0; r < block.rows; ++r) {
-    int64_t t = (block.first + r) / h.G, g = (block.first + r) % h.G;
+    int64_t t = block.query_of[r] = (block.first + r) / h.G, g = block.head_of[r] = (block.first + r) % h.G;
     load_row<Number>(query + t * p.query.row + g * p.query.head, p.D, p.scale * kLog2E, block.query + r * p.D);
     block.keys[r] = key_range(h.masks[g], t, p.S);
     block.largest[r] = kLowest, block.total[r] = Floats{};
@@ -132,7 +133,7 @@ inline void drop_row(const ForwardHead& h, int64_t t, int64_t g, int64_t s, int6
 // Turn a row's scores into weights relative to its largest score so far.
 inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, Range tile, Coverage covered) {
   float* row = block.scores + r * kKeys;
-  int64_t t = (block.first + r) / h.G, g = (block.first + r) % h.G;
+  int64_t t = block.query_of[r], g = block.head_of[r];
   Range group = block.group_keys[r / kGroup];
   Range keys = {most(block.keys[r].begin, tile.begin) - tile.begin, least(block.keys[r].end, tile.end) - tile.begin};
   // The vectors that hold the row's keys, and those that hold its group's.
@@ -182,7 +183,7 @@ inline void store_results(const ForwardHead& h, const QueryBlock& block) {
   const Problem& p = h.p;
   auto* context = reinterpret_cast<typename Number::Stored*>(p.context);
   for (int64_t r = 0; r < block.rows; ++r) {
-    int64_t t = (block.first + r) / h.G, head = h.kv_head * h.G + (block.first + r) % h.G;
+    int64_t t = block.query_of[r], head = h.kv_head * h.G + block.head_of[r];
     float total = sum_of(block.total[r]);
     bool empty = total == 0;
     store_row<Number>(block.sums + r * h.padded, p.Dv, empty ? 0.0f : 1 / total,

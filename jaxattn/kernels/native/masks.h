@@ -7,16 +7,19 @@ namespace jaxattn::JAXATTN_ISA {
 
 constexpr int kRun = 256;  // the most entries that are tested at once
 
+struct Range {
+  int64_t begin, end;
+};
+
 // A mask of one example and head.
 struct MaskView {
   const MaskOp* ops;
   int count;
   const char* first[kMaxMaskOps];
   const char* second[kMaxMaskOps];
-};
-
-struct Range {
-  int64_t begin, end;
+  // If the mask is a range: query t attends to the keys in both `all` and t + `shifted`.
+  bool is_range;
+  Range all, shifted;
 };
 
 JAXATTN_INLINE bool overlap(Range a, Range b) { return a.begin < b.end && b.begin < a.end; }
@@ -25,18 +28,24 @@ JAXATTN_INLINE Range common(Range a, Range b) { return {most(a.begin, b.begin), 
 JAXATTN_INLINE int32_t int_at(const char* data, int64_t i) { return reinterpret_cast<const int32_t*>(data)[i]; }
 
 JAXATTN_INLINE MaskView mask_view(const Problem& p, const BatchIndex& b, int64_t head) {
-  MaskView view = {p.mask, p.mask_ops, {}, {}};
+  constexpr int64_t kFar = int64_t{1} << 40;
+  MaskView view = {p.mask, p.mask_ops, {}, {}, p.mask_is_range, {0, p.S}, {-kFar, kFar}};
   for (int i = 0; i < p.mask_ops; ++i) {
     const MaskOp& op = p.mask[i];
     int64_t size = op.kind == MaskKind::kArray ? 1 : 4;
     if (op.first.data) view.first[i] = op.first.data + size * offset(op.first, b, p.batch_rank, head);
     if (op.second.data) view.second[i] = op.second.data + size * offset(op.second, b, p.batch_rank, head);
+    if (!p.mask_is_range || op.kind == MaskKind::kAnd) continue;
+    int64_t position = int_at(view.first[i], 0);
+    if (op.kind == MaskKind::kLengths) view.all.end = least(view.all.end, most(position, 0));
+    if (op.kind != MaskKind::kLengths) view.shifted.end = least(view.shifted.end, position + 1);
+    if (op.kind == MaskKind::kWindow) view.shifted.begin = most(view.shifted.begin, position + 1 - op.size);
   }
   return view;
 }
 
-// A range outside which the query may attend to no key.
-inline Range key_range(const MaskView& mask, int64_t t, int64_t S) {
+// A range outside which the query may attend to no key, of a mask that is more than a range.
+inline Range bounding_range(const MaskView& mask, int64_t t, int64_t S) {
   Range stack[kMaxMaskOps + 1] = {{0, S}};
   int depth = 0;
   for (int i = 0; i < mask.count; ++i) {
@@ -59,6 +68,11 @@ inline Range key_range(const MaskView& mask, int64_t t, int64_t S) {
     stack[depth++] = {most(range.begin, 0), least(range.end, S)};
   }
   return stack[0];
+}
+
+JAXATTN_INLINE Range key_range(const MaskView& mask, int64_t t, int64_t S) {
+  if (!mask.is_range) return bounding_range(mask, t, S);
+  return common(mask.all, {t + mask.shifted.begin, t + mask.shifted.end});
 }
 
 enum Coverage { kNone = 0, kSome = 1, kAll = 2 };
