@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.attention import dot_product_attention
@@ -17,16 +18,18 @@ OURS = "jaxattn"
 
 def compare_attention(case: Case, implementations: Sequence[str], memory_limit: float) -> Comparison:
     """Compare the chosen kernel, the named implementations, and the installed peers."""
-    setting = {"direction": case.direction, "mask": case.mask, **{letter: getattr(case, letter) for letter in "BTHD"}}
+    setting = {"direction": case.direction, "mask": case.mask, "dtype": case.dtype}
+    setting |= {letter: getattr(case, letter) for letter in "BTSHD"}
     candidates = list(make_candidates(case, implementations, memory_limit))
-    return Comparison("attention", setting, candidates, operations=count_operations(case))
+    tolerance = max(1e-4, 4 * float(jnp.finfo(case.dtype).eps))
+    return Comparison("attention", setting, candidates, tolerance, operations=count_operations(case))
 
 
 def make_candidates(case: Case, implementations: Sequence[str], memory_limit: float) -> Iterator[Candidate]:
     """Make each candidate; those that would store more weights than fit in `memory_limit` bytes are left out."""
     ours = [OURS, *(f"{OURS} {implementation}" for implementation in implementations)]
     # Scores and weights exist at the same time, and so do their gradients.
-    stored = 4.0 * case.B * case.H * case.T**2 * (4 if case.backward else 2)
+    stored = 4.0 * case.B * case.H * case.T * case.S * (4 if case.backward else 2)
     for name in (*ours, *peers_for(case)):
         if stored <= memory_limit or name not in (f"{OURS} dense", *DENSE_PEERS):
             yield make_candidate(name, case)

@@ -123,9 +123,9 @@ def interleaved_medians(candidates: Sequence[Candidate], seconds: float) -> dict
     return {name: statistics.median(each) for name, each in times.items()}
 
 
-def matmul_rate(size: int = 1024) -> float:
-    """Measure the machine's float32 matrix products in GFLOP/s, which bounds everything else here."""
-    matrix = jnp.ones((size, size))
+def matmul_rate(dtype: str = "float32", size: int = 2048) -> float:
+    """Measure XLA's matrix products in GFLOP/s, which bounds everything else here."""
+    matrix = jnp.ones((size, size), dtype)
     seconds = interleaved_medians([compiled("matmul", jnp.matmul, matrix, matrix)], 1.0)["matmul"]
     return 2 * size**3 / seconds / 1e9
 

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxattn.benchmark.cases import Case, make_mask, random_heads
 from jaxattn.benchmark.machine import count_cores, is_installed
-from jaxattn.benchmark.measure import Candidate
+from jaxattn.benchmark.measure import Candidate, interleaved_medians
 from jaxattn.extras import require
 
 PEERS = ("jax.nn", "flax.linen", "flax.nnx", "equinox", "tokamax", "torch")
@@ -24,19 +24,21 @@ def peers_for(case: Case) -> list[str]:
 
     torch and tokamax take a window or segments only as an array `(T, T)`, which nobody would choose for long sequences.
     """
-    simple_mask = case.mask in ("causal", "full")
-    needs = {"equinox": True, "tokamax": simple_mask, "torch": simple_mask}
+    simple_mask = case.mask == "full" or (case.mask == "causal" and case.S == case.T)
+    needs = {"equinox": True, "tokamax": simple_mask and case.dtype != "float16", "torch": simple_mask}
     return [name for name in PEERS if name not in needs or (needs[name] and is_installed(name))]
 
 
 def peer_function(name: str, case: Case) -> Callable[..., Array]:
     """Return a JAX peer's function of query, key and value, each `(B, T, H, D)`."""
     mask = make_mask(case)
-    array = None if mask is None else mask.array(case.T, case.T)[None, None]  # (1, 1, T, T)
+    array = None if mask is None else mask.array(case.T, case.S)[None, None]  # (1, 1, T, S)
     functions = {
         "jax.nn": lambda q, k, v: jax.nn.dot_product_attention(
-            q, k, v, mask=array if case.mask == "segments" else None, is_causal=case.mask in ("causal", "window"),
-            local_window_size=(case.window - 1, 0) if case.mask == "window" else None,
+            q, k, v, **({"mask": array} if case.mask == "segments" or case.S != case.T else {
+                "is_causal": case.mask in ("causal", "window"),
+                "local_window_size": (case.window - 1, 0) if case.mask == "window" else None,
+            }),
         ),
         "flax.linen": lambda q, k, v: nn.dot_product_attention(q, k, v, mask=array),
         "flax.nnx": lambda q, k, v: nnx.dot_product_attention(q, k, v, mask=array),
@@ -51,7 +53,10 @@ def torch_candidate(case: Case) -> Candidate:
     torch = require("torch", extra="torch")
     torch.set_num_threads(count_cores())
     # (B, T, H, D) -> (B, H, T, D)
-    arrays = (torch.from_numpy(np.array(array)).transpose(1, 2).contiguous() for array in random_heads(case))
+    arrays = (
+        torch.from_numpy(np.array(array, np.float32)).to(getattr(torch, case.dtype)).transpose(1, 2).contiguous()
+        for array in random_heads(case)
+    )
     *inputs, gradient = arrays
     inputs = [array.requires_grad_(case.backward) for array in inputs]
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -61,9 +66,20 @@ def torch_candidate(case: Case) -> Candidate:
         return (context, *torch.autograd.grad(context, inputs, gradient)) if case.backward else (context,)
 
     def compared(results: Any) -> Any:
-        return [array.detach().transpose(1, 2).numpy() for array in results]
+        return [array.detach().transpose(1, 2).float().numpy() for array in results]
 
     return Candidate("torch", run, compared)
+
+
+def torch_matmul_rate(dtype: str, size: int = 2048) -> float | None:
+    """Measure PyTorch's matrix products in GFLOP/s, where it is installed."""
+    if not is_installed("torch"):
+        return None
+    torch = require("torch", extra="torch")
+    torch.set_num_threads(count_cores())
+    matrix = torch.ones(size, size, dtype=getattr(torch, dtype))
+    seconds = interleaved_medians([Candidate("matmul", lambda: matrix @ matrix)], 1.0)["matmul"]
+    return 2 * size**3 / seconds / 1e9
 
 
 def _equinox(query: Array, key: Array, value: Array, mask: Array | None) -> Array:

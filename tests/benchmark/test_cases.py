@@ -5,11 +5,11 @@ from jaxattn.benchmark.cases import MASKS, Case, count_operations, count_unmaske
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("T", [7, 24, 300])
-def test_the_work_is_what_the_mask_leaves(mask, T):
-    case = Case(mask, B=2, T=T, H=3, D=4, backward=True)
+@pytest.mark.parametrize(("T", "keys"), [(7, None), (24, None), (300, None), (3, 30)])
+def test_the_work_is_what_the_mask_leaves(mask, T, keys):
+    case = Case(mask, B=2, T=T, H=3, D=4, backward=True, keys=keys)
     made = make_mask(case)
-    unmasked = np.asarray(np.ones((T, T)) if made is None else made.array(T, T)).sum()
+    unmasked = np.asarray(np.ones((T, case.S)) if made is None else made.array(T, case.S)).sum()
     assert count_unmasked(case) == unmasked
     # Query times key and weights times value: 2 D operations for each entry; the gradients are five such products.
     assert count_operations(case) == 2 * 3 * unmasked * (2 + 5) * 2 * 4

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxattn.benchmark.attention import make_candidate, make_candidates
-from jaxattn.benchmark.cases import MASKS, Case
+from jaxattn.benchmark.cases import MASKS, Case, make_mask
 from jaxattn.benchmark.measure import check_agreement
 from jaxattn.benchmark.memory import STATUS, extra_memory
 from jaxattn.benchmark.peers import DENSE_PEERS
@@ -19,6 +19,20 @@ def test_our_kernels_and_all_installed_peers_compute_the_same_under_every_mask(m
     names = {candidate.name for candidate in candidates}
     assert {"jaxattn", "jaxattn dense", "jaxattn blockwise", "jax.nn", "flax.linen", "flax.nnx"} <= names
     check_agreement(candidates, 1e-4)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_few_queries_attend_to_the_end_of_many_keys_in_all_candidates(mask):
+    case = Case(mask, 2, 3, 2, 8, window=5, keys=24)
+    candidates = list(make_candidates(case, ["dense", "blockwise"], memory_limit=1e9))
+    assert make_mask(case) is None or make_mask(case).array(3, 24)[:, -1].tolist() == [False, False, True]
+    check_agreement(candidates, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_candidates_agree_in_half_precision(dtype):
+    case = Case("causal", 2, 24, 2, 8, dtype=dtype)
+    check_agreement(list(make_candidates(case, ["dense", "blockwise"], memory_limit=1e9)), 0.02)
 
 
 def test_heads_are_random_and_the_same_for_all_candidates():
