@@ -15,7 +15,9 @@ from jaxattn.benchmark.measure import Candidate, interleaved_medians
 from jaxattn.extras import require
 
 PEERS = ("jax.nn", "flax.linen", "flax.nnx", "equinox", "tokamax", "torch")
-# These store all weights, (B, H, T, T).
+# These ask XLA for products of float16 that it does not have on CPUs.
+NO_FLOAT16 = ("jax.nn", "flax.nnx", "tokamax")
+# These store all weights, (B, H, T, S).
 DENSE_PEERS = ("jax.nn", "flax.linen", "flax.nnx", "equinox")
 
 
@@ -25,8 +27,9 @@ def peers_for(case: Case) -> list[str]:
     torch and tokamax take a window or segments only as an array `(T, T)`, which nobody would choose for long sequences.
     """
     simple_mask = case.mask == "full" or (case.mask == "causal" and case.S == case.T)
-    needs = {"equinox": True, "tokamax": simple_mask and case.dtype != "float16", "torch": simple_mask}
-    return [name for name in PEERS if name not in needs or (needs[name] and is_installed(name))]
+    needs = {"equinox": True, "tokamax": simple_mask, "torch": simple_mask}
+    peers = [name for name in PEERS if name not in needs or (needs[name] and is_installed(name))]
+    return [name for name in peers if case.dtype != "float16" or name not in NO_FLOAT16]
 
 
 def peer_function(name: str, case: Case) -> Callable[..., Array]:
