@@ -23,7 +23,7 @@ struct BackwardHead {
   float *query_panels = nullptr, *gradient_panels = nullptr;   // (T, D) times the scale, and (T, Dv), in panels
   float *lse = nullptr, *delta = nullptr;                      // (T)
   int32_t *first_key = nullptr, *end_key = nullptr;            // (T): the range of each query
-  Range *panel_keys = nullptr, *inner_keys = nullptr;          // of a panel of queries: of any, of all
+  Range *any_keys = nullptr, *all_keys = nullptr;              // (T / VL): of a vector of queries: of any, of all
   float *key_copy = nullptr, *value_copy = nullptr, *query_copy = nullptr, *gradient_copy = nullptr;
   float *weights = nullptr, *slopes = nullptr;                 // a tile (kKeyRows, kQueries): after dropout; and dS
   MaskView mask = {};
@@ -36,7 +36,7 @@ JAXATTN_INLINE bool needs_copy(const Problem& p, int64_t width) {
 inline size_t head_scratch(const Problem& p) {
   int64_t T = round_up(p.T, kPanel), D = round_up(p.D, VL), Dv = round_up(p.Dv, VL);
   int64_t copies = (needs_copy(p, p.D) ? D : 0) + (needs_copy(p, p.Dv) ? Dv : 0);
-  int64_t ranges = 2 * ceil_div(int64_t(sizeof(Range)) * (T / kPanel), 4);
+  int64_t ranges = 2 * ceil_div(int64_t(sizeof(Range)) * (T / VL), 4);
   return T * (p.D + p.Dv + 4) + (p.T + p.S) * copies + ranges + 2 * kKeyRows * kQueries + 16 * 16;
 }
 
@@ -48,9 +48,9 @@ inline BackwardHead take_head(const Problem& p, Scratch& scratch, int64_t exampl
   h.lse = scratch.take(T), h.delta = scratch.take(T);
   h.first_key = reinterpret_cast<int32_t*>(scratch.take(T));
   h.end_key = reinterpret_cast<int32_t*>(scratch.take(T));
-  int64_t ranges = ceil_div(int64_t(sizeof(Range)) * (T / kPanel), 4);
-  h.panel_keys = reinterpret_cast<Range*>(scratch.take(ranges));
-  h.inner_keys = reinterpret_cast<Range*>(scratch.take(ranges));
+  int64_t ranges = ceil_div(int64_t(sizeof(Range)) * (T / VL), 4);
+  h.any_keys = reinterpret_cast<Range*>(scratch.take(ranges));
+  h.all_keys = reinterpret_cast<Range*>(scratch.take(ranges));
   int64_t D = needs_copy(p, p.D) ? round_up(p.D, VL) : 0, Dv = needs_copy(p, p.Dv) ? round_up(p.Dv, VL) : 0;
   h.key_copy = scratch.take(p.S * D), h.value_copy = scratch.take(p.S * Dv);
   h.query_copy = scratch.take(p.T * D), h.gradient_copy = scratch.take(p.T * Dv);
@@ -68,15 +68,15 @@ inline void load_keys(BackwardHead& h) {
 }
 
 inline void find_ranges(BackwardHead& h) {
-  for (int64_t panel = 0; panel * kPanel < h.T; ++panel) {
+  for (int64_t vector = 0; vector * VL < h.T; ++vector) {
     Range any = {h.p.S, 0}, all = {0, h.p.S};
-    for (int64_t t = panel * kPanel; t < (panel + 1) * kPanel; ++t) {
+    for (int64_t t = vector * VL; t < (vector + 1) * VL; ++t) {
       Range keys = t < h.p.T ? key_range(h.mask, t, h.p.S) : Range{0, 0};
       h.first_key[t] = int32_t(keys.begin), h.end_key[t] = int32_t(keys.end);
       all = common(all, keys);
       if (keys.begin < keys.end) any = {least(any.begin, keys.begin), most(any.end, keys.end)};
     }
-    h.panel_keys[panel] = any, h.inner_keys[panel] = all;
+    h.any_keys[vector] = any, h.all_keys[vector] = all;
   }
 }
 
@@ -106,18 +106,26 @@ inline void load_queries(BackwardHead& h, int64_t head) {
   find_ranges(h);
 }
 
+// The queries among these that attend to any of the keys, in whole vectors.
+inline Range queries_of(const BackwardHead& h, Range keys, Range queries) {
+  int64_t begin = queries.begin, end = queries.end;
+  while (begin < end && !overlap(h.any_keys[begin / VL], keys)) begin += VL;
+  while (begin < end && !overlap(h.any_keys[end / VL - 1], keys)) end -= VL;
+  return {begin, end};
+}
+
 // Scores, and gradients of the weights: two products for each group of keys and panel of queries.
 inline void multiply_by_queries(const BackwardHead& h, Range keys, Range queries) {
   const Problem& p = h.p;
-  for (int64_t t = queries.begin; t < queries.end; t += kPanel) {
+  for (int64_t panel = queries.begin; panel < queries.end; panel += kPanel) {
     for (int64_t s = keys.begin; s < keys.end; s += kGroup) {
-      Range group = {s, least(s + kGroup, keys.end)};
-      if (!overlap(h.panel_keys[t / kPanel], group)) continue;
-      int64_t at = (s - keys.begin) * kQueries + t - queries.begin, rows = group.end - group.begin;
-      multiply_columns<kPanelVectors, false>(rows, p.D, h.key.data + s * h.key.stride, h.key.stride, 1,
-                                             h.query_panels + t * p.D, kPanel, h.weights + at, kQueries);
-      multiply_columns<kPanelVectors, false>(rows, p.Dv, h.value.data + s * h.value.stride, h.value.stride, 1,
-                                             h.gradient_panels + t * p.Dv, kPanel, h.slopes + at, kQueries);
+      Range group = {s, least(s + kGroup, keys.end)}, with = queries_of(h, group, {panel, panel + kPanel});
+      int64_t at = (s - keys.begin) * kQueries + with.begin - queries.begin, rows = group.end - group.begin;
+      int vectors = int(with.end - with.begin) / VL;
+      multiply_vectors<false>(vectors, rows, p.D, h.key.data + s * h.key.stride, h.key.stride, 1,
+                              h.query_panels + panel * p.D + with.begin - panel, kPanel, h.weights + at, kQueries);
+      multiply_vectors<false>(vectors, rows, p.Dv, h.value.data + s * h.value.stride, h.value.stride, 1,
+                              h.gradient_panels + panel * p.Dv + with.begin - panel, kPanel, h.slopes + at, kQueries);
     }
   }
 }
@@ -166,35 +174,40 @@ inline void differentiate_row(const BackwardHead& h, int64_t s, int64_t t, int64
   }
 }
 
-// Weights and dS of a tile; the tile's part that belongs to panels without keys in a group stays as it is.
-inline void differentiate_tile(const BackwardHead& h, Range keys, Range queries, Coverage covered) {
-  for (int64_t s = keys.begin; s < keys.end; ++s) {
-    int64_t first = keys.begin + (s - keys.begin) / kGroup * kGroup;
-    Range group = {first, least(first + kGroup, keys.end)};
-    float *scores = h.weights + (s - keys.begin) * kQueries, *slopes = h.slopes + (s - keys.begin) * kQueries;
-    for (int64_t t = queries.begin; t < queries.end; t += kPanel) {
-      float *at = scores + t - queries.begin, *slopes_at = slopes + t - queries.begin;
-      if (!overlap(h.panel_keys[t / kPanel], group)) {
-        std::memset(at, 0, kPanel * sizeof(float)), std::memset(slopes_at, 0, kPanel * sizeof(float));
-        continue;
-      }
-      if (h.p.bias.data || covered == kSome) bias_and_mask(h, s, t, kPanel, covered, at);
-      Range inner = h.inner_keys[t / kPanel];
-      bool ranged = s < inner.begin || s >= inner.end, dropped = h.p.drop_below != 0;
-      if (ranged && dropped) differentiate_row<true, true>(h, s, t, kPanel, at, slopes_at);
-      if (ranged && !dropped) differentiate_row<true, false>(h, s, t, kPanel, at, slopes_at);
-      if (!ranged && dropped) differentiate_row<false, true>(h, s, t, kPanel, at, slopes_at);
-      if (!ranged && !dropped) differentiate_row<false, false>(h, s, t, kPanel, at, slopes_at);
-    }
+template <bool kDropped>
+inline void differentiate_vectors(const BackwardHead& h, int64_t s, Range queries, float* scores, float* slopes) {
+  for (int64_t t = queries.begin; t < queries.end;) {
+    // Neighbouring vectors, all of whose queries attend to the key, or not all.
+    auto is_ranged = [&](int64_t t) { return s < h.all_keys[t / VL].begin || s >= h.all_keys[t / VL].end; };
+    bool ranged = is_ranged(t);
+    int64_t end = t + VL;
+    while (end < queries.end && is_ranged(end) == ranged) end += VL;
+    float *at = scores + t - queries.begin, *slopes_at = slopes + t - queries.begin;
+    if (ranged)
+      differentiate_row<true, kDropped>(h, s, t, end - t, at, slopes_at);
+    else
+      differentiate_row<false, kDropped>(h, s, t, end - t, at, slopes_at);
+    t = end;
   }
 }
 
-// The queries of a tile that attend to any of these keys, in whole panels.
-inline Range queries_of(const BackwardHead& h, Range keys, Range queries) {
-  Range found = {queries.end, queries.begin};
-  for (int64_t t = queries.begin; t < queries.end; t += kPanel)
-    if (overlap(h.panel_keys[t / kPanel], keys)) found = {least(found.begin, t), most(found.end, t + kPanel)};
-  return {found.begin, least(found.end, h.p.T)};
+// Weights and dS of a tile, for the queries from the first to the last that attends to any key of a group. Between them
+// may be vectors that were not multiplied: what they hold is masked. For all others dS is 0.
+inline void differentiate_tile(const BackwardHead& h, Range keys, Range queries, Coverage covered) {
+  for (int64_t first = keys.begin; first < keys.end; first += kGroup) {
+    Range group = {first, least(first + kGroup, keys.end)}, with = queries_of(h, group, queries);
+    for (int64_t s = group.begin; s < group.end; ++s) {
+      float *scores = h.weights + (s - keys.begin) * kQueries, *slopes = h.slopes + (s - keys.begin) * kQueries;
+      std::memset(slopes, 0, (with.begin - queries.begin) * sizeof(float));
+      std::memset(slopes + (with.end - queries.begin), 0, (queries.end - with.end) * sizeof(float));
+      scores += with.begin - queries.begin, slopes += with.begin - queries.begin;
+      if (h.p.bias.data || covered == kSome) bias_and_mask(h, s, with.begin, with.end - with.begin, covered, scores);
+      if (h.p.drop_below)
+        differentiate_vectors<true>(h, s, with, scores, slopes);
+      else
+        differentiate_vectors<false>(h, s, with, scores, slopes);
+    }
+  }
 }
 
 // The keys of a tile to which any of these queries attends.
@@ -214,6 +227,7 @@ inline void add_gradients(const BackwardHead& h, Range keys, Range queries, floa
   for (int64_t s = keys.begin; s < keys.end; s += kGroup) {
     Range group = {s, least(s + kGroup, keys.end)};
     Range with = queries_of(h, group, queries);
+    with.end = least(with.end, h.p.T);
     if (with.begin >= with.end) continue;
     int64_t at = (s - keys.begin) * kQueries + with.begin - queries.begin;
     int64_t rows = group.end - group.begin, n = with.end - with.begin;
@@ -234,9 +248,8 @@ inline void add_gradients(const BackwardHead& h, Range keys, Range queries, floa
 
 // Compute weights and dS of a tile; returns whether any entry is unmasked.
 inline bool compute_tile(const BackwardHead& h, Range keys, Range queries) {
-  bool any = false;
-  for (int64_t t = queries.begin; t < queries.end; t += kPanel) any |= overlap(h.panel_keys[t / kPanel], keys);
-  if (!any) return false;
+  Range with = queries_of(h, keys, queries);
+  if (with.begin >= with.end) return false;
   Coverage covered = h.p.mask_is_range ? kAll : coverage(h.mask, {queries.begin, least(queries.end, h.p.T)}, keys);
   if (covered == kNone) return false;
   multiply_by_queries(h, keys, queries);

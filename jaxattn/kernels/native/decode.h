@@ -63,7 +63,7 @@ inline void decode_task(const Problem& p, int64_t task, float* memory) {
   BatchIndex b = batch_index(p, example);
   for (int64_t head = 0; head < p.K; ++head) {
     for (int64_t g = 0; g < G; ++g) masks[g] = mask_view(p, b, head * G + g);
-    ForwardHead h = {p, b, example, head, G, padded, nullptr, {}, masks};
+    ForwardHead h = {p, b, example, head, G, padded, nullptr, {}, masks, false, 0, 0, 0};
     decode_head<Number>(h, block, keys, key_copy, value_copy);
     for (int64_t r = 0; r < block.rows; ++r) {
       float* part = part_of(p, split, example, head * G + r % G, r / G);

@@ -11,6 +11,7 @@ namespace jaxattn::JAXATTN_ISA {
 
 constexpr int kRows = 11 * kGroup;  // of a query block, at most
 constexpr int kKeys = 256;          // of a key block
+constexpr int64_t kPrefetched = 1 << 19;  // bytes of a head that are fetched ahead
 
 // The rows of a query block, and the softmax so far.
 struct QueryBlock {
@@ -30,6 +31,9 @@ struct ForwardHead {
   const float* key_panels;
   Rows value;
   MaskView* masks;  // one for each of the G heads
+  // Where the next task's arrays begin, if they are small enough to wait in the cache.
+  bool prefetch;
+  int64_t next_query, next_key, next_value;
 };
 
 JAXATTN_INLINE int64_t forward_rows(const Problem& p) { return p.T * (p.H / p.K); }
@@ -46,11 +50,13 @@ template <class Number>
 inline void load_queries(const ForwardHead& h, QueryBlock& block) {
   const Problem& p = h.p;
   const auto* query = elements<Number>(p.query, offset(p.query, h.b, p.batch_rank, h.kv_head * h.G));
+  int64_t t = block.first / h.G, g = block.first % h.G;
   for (int64_t r = 0; r < block.rows; ++r) {
-    int64_t t = block.query_of[r] = (block.first + r) / h.G, g = block.head_of[r] = (block.first + r) % h.G;
+    block.query_of[r] = t, block.head_of[r] = g;
     load_row<Number>(query + t * p.query.row + g * p.query.head, p.D, p.scale * kLog2E, block.query + r * p.D);
     block.keys[r] = key_range(h.masks[g], t, p.S);
     block.largest[r] = kLowest, block.total[r] = Floats{};
+    if (++g == h.G) g = 0, ++t;
   }
   std::memset(block.sums, 0, block.rows * h.padded * sizeof(float));
   block.all_keys = {p.S, 0};
@@ -75,15 +81,17 @@ inline Coverage tile_coverage(const ForwardHead& h, const QueryBlock& block, Ran
   return joined;
 }
 
-inline void compute_scores(const ForwardHead& h, QueryBlock& block, Range keys) {
+// Compute the vectors of a tile's scores that hold any key of the rows' group.
+inline void compute_scores(const ForwardHead& h, QueryBlock& block, Range tile) {
   int64_t D = h.p.D;
-  for (int64_t s = keys.begin; s < keys.end; s += kPanel) {
-    const float* panel = h.key_panels + s * D;
+  for (int64_t s = tile.begin; s < tile.end; s += kPanel) {
     for (int64_t i = 0; i * kGroup < block.rows; ++i) {
-      if (!overlap(block.group_keys[i], {s, s + kPanel})) continue;
+      Range keys = common(block.group_keys[i], {s, s + kPanel});
+      if (keys.begin >= keys.end) continue;
+      int64_t first = (keys.begin - s) / VL, vectors = ceil_div(keys.end - s, VL) - first;
       int64_t r = i * kGroup, rows = least(kGroup, block.rows - r);
-      multiply_columns<kPanelVectors, false>(rows, D, block.query + r * D, D, 1, panel, kPanel,
-                                             block.scores + r * kKeys + (s - keys.begin), kKeys);
+      multiply_vectors<false>(int(vectors), rows, D, block.query + r * D, D, 1, h.key_panels + s * D + first * VL, kPanel,
+                              block.scores + r * kKeys + s - tile.begin + first * VL, kKeys);
     }
   }
 }
@@ -193,6 +201,25 @@ inline void store_results(const ForwardHead& h, const QueryBlock& block) {
   }
 }
 
+inline void find_next_head(ForwardHead& h) {
+  const Problem& p = h.p;
+  bool last = h.kv_head + 1 == p.K;
+  h.prefetch = (p.T * h.G + p.S) * (p.D + p.Dv) * 4 <= kPrefetched && !(last && h.example + 1 == p.B);
+  BatchIndex b = last ? batch_index(p, h.example + 1) : h.b;
+  int64_t head = last ? 0 : h.kv_head + 1;
+  h.next_query = offset(p.query, b, p.batch_rank, head * h.G);
+  h.next_key = offset(p.key, b, p.batch_rank, head), h.next_value = offset(p.value, b, p.batch_rank, head);
+}
+
+JAXATTN_INLINE void prefetch_next_head(const ForwardHead& h, const QueryBlock& block, int64_t r) {
+  const Problem& p = h.p;
+  int64_t t = block.query_of[r], g = block.head_of[r];
+  prefetch_row(p.query, h.next_query + g * p.query.head, t, p.D, p.type);
+  if (g > 0 || t >= p.S) return;
+  prefetch_row(p.key, h.next_key, t, p.D, p.type);
+  prefetch_row(p.value, h.next_value, t, p.Dv, p.type);
+}
+
 template <class Number>
 inline void attend_block(const ForwardHead& h, QueryBlock& block) {
   load_queries<Number>(h, block);
@@ -202,8 +229,11 @@ inline void attend_block(const ForwardHead& h, QueryBlock& block) {
     Coverage covered = tile_coverage(h, block, tile);
     if (covered == kNone) continue;
     compute_scores(h, block, tile);
-    for (int64_t r = 0; r < block.rows; ++r)
+    bool first = s < block.all_keys.begin + kKeys;
+    for (int64_t r = 0; r < block.rows; ++r) {
       if (overlap(block.group_keys[r / kGroup], tile)) update_softmax(h, block, r, tile, covered);
+      if (first && h.prefetch) prefetch_next_head(h, block, r);
+    }
     add_values(h, block, tile);
   }
   store_results<Number>(h, block);
@@ -225,7 +255,8 @@ inline void forward_task(const Problem& p, int64_t task, float* memory) {
   const auto* value = elements<Number>(p.value, offset(p.value, b, p.batch_rank, head));
   Rows rows = as_rows<Number>(value, p.value.row, p.S, p.Dv, scratch.take(S * padded));
 
-  ForwardHead h = {p, b, example, head, G, padded, panels, rows, masks};
+  ForwardHead h = {p, b, example, head, G, padded, panels, rows, masks, false, 0, 0, 0};
+  find_next_head(h);
   QueryBlock block;
   block.query = scratch.take(kRows * p.D), block.sums = scratch.take(kRows * padded);
   block.scores = scratch.take(kRows * kKeys);

@@ -280,23 +280,34 @@ void multiply_columns(int64_t m, int64_t n, const float* a, int64_t a_row, int64
   if (i < m) multiply_rest<MR - 1, NV, kAdd>(m - i, n, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
 }
 
+// As `multiply_columns`, for any number of vectors in a panel.
+template <bool kAdd>
+JAXATTN_INLINE void multiply_vectors(int vectors, int64_t m, int64_t n, const float* a, int64_t a_row, int64_t a_step,
+                                     const float* b, int64_t b_step, float* c, int64_t c_row) {
+  if (vectors == kPanelVectors) return multiply_columns<kPanelVectors, kAdd>(m, n, a, a_row, a_step, b, b_step, c, c_row);
+  if constexpr (kPanelVectors > 3)
+    if (vectors == 3) return multiply_columns<3, kAdd>(m, n, a, a_row, a_step, b, b_step, c, c_row);
+  if constexpr (kPanelVectors > 2)
+    if (vectors == 2) return multiply_columns<2, kAdd>(m, n, a, a_row, a_step, b, b_step, c, c_row);
+  if (vectors == 1) multiply_columns<1, kAdd>(m, n, a, a_row, a_step, b, b_step, c, c_row);
+}
+
 // C (m, width) += A (m, n) B (n, width); the width is in whole vectors.
 JAXATTN_INLINE void multiply_add(int64_t m, int64_t n, int64_t width, const float* a, int64_t a_row, int64_t a_step,
                                  const float* b, int64_t b_step, float* c, int64_t c_row) {
   int64_t j = 0;
   for (; j + kPanel <= width; j += kPanel)
     multiply_columns<kPanelVectors, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
-  if constexpr (kPanelVectors > 3)
-    if (j + 3 * VL <= width) {
-      multiply_columns<3, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
-      j += 3 * VL;
-    }
-  if constexpr (kPanelVectors > 2)
-    if (j + 2 * VL <= width) {
-      multiply_columns<2, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
-      j += 2 * VL;
-    }
-  for (; j < width; j += VL) multiply_columns<1, true>(m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
+  multiply_vectors<true>(int(width - j) / VL, m, n, a, a_row, a_step, b + j, b_step, c + j, c_row);
+}
+
+// ---- Memory
+
+// Ask for a row of an array that the next task reads. Rows of one head lie far apart, so the hardware does not guess.
+JAXATTN_INLINE void prefetch_row(const Operand& array, int64_t element, int64_t row, int64_t width, Type type) {
+  int64_t size = type == Type::kFloat32 ? 4 : 2;
+  const char* from = array.data + (element + row * array.row) * size;
+  for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // ---- Dropout
