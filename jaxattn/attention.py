@@ -3,10 +3,11 @@
 from types import ModuleType
 from typing import Any, Literal, Unpack, overload
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxattn.kernels import blockwise, cudnn, dense, native, small, transforms
+from jaxattn.kernels import blockwise, cudnn, dense, few_queries, native, transforms
 from jaxattn.kernels.call import AttentionCall, Implementation, Options, checked_call
 
 KERNELS: dict[str, ModuleType] = {"cudnn": cudnn, "dense": dense, "native": native, "blockwise": blockwise}
@@ -120,12 +121,8 @@ def explain_implementation(*args: Any, **options: Any) -> str:
     """
     call = checked_call(*args, **options)
     chosen, reason = choose(call)
-    others = {
-        "cudnn": f"{chosen} was chosen",
-        "native": f"{chosen} was chosen",
-        "blockwise": f"{chosen} was chosen",
-        "dense": f"would store {call.num_scores} weights, {4 * call.num_scores / 1e6:.0f} MB in float32",
-    }
+    others = dict.fromkeys(KERNELS, f"{chosen} was chosen")
+    others["dense"] = f"would store {call.num_scores} weights, {_megabytes(call)} MB in {jnp.dtype(call.wide).name}"
     lines = [
         f"{name} does not: {KERNELS[name].unsupported(call) or others[name]}" for name in KERNELS if name != chosen
     ]
@@ -135,10 +132,10 @@ def explain_implementation(*args: Any, **options: Any) -> str:
 def attend(call: AttentionCall) -> Array:
     """Compute the context of a checked call."""
     chosen, _ = choose(call)
-    # This choice does not depend on the batch, so it holds under `vmap` too: run plain JAX, with all derivatives.
+    # This choice depends on neither the batch nor the platform: run plain JAX, with all derivatives.
     if chosen == "dense" and (call.implementation == "dense" or _has_few_scores_per_head(call)):
         return dense.attend(call).context
-    return cudnn.attend(call) if chosen == "cudnn" else transforms.attend(call)
+    return transforms.attend(call)
 
 
 def attend_with_steps(call: AttentionCall) -> dense.Steps:
@@ -148,7 +145,7 @@ def attend_with_steps(call: AttentionCall) -> dense.Steps:
 
 
 def choose(call: AttentionCall) -> tuple[str, str]:
-    """Return the name of the kernel that runs, and why."""
+    """Return the name of the kernel that runs where the data lies, and why."""
     asked = call.implementation
     if asked is not None:
         if asked not in KERNELS:
@@ -158,18 +155,27 @@ def choose(call: AttentionCall) -> tuple[str, str]:
         if reason is not None:
             raise ValueError(f"implementation={asked!r} {reason}: write implementation=None to choose")
         return asked, "implementation asks for it"
-    if cudnn.unsupported(call) is None:
-        return "cudnn", "NVIDIA's kernel supports this call"
     if call.return_weights:
         return "dense", "it alone returns the weights"
-    if not _has_few_scores_per_head(call) and native.unsupported(call) is None:
-        return "native", "it is the fastest on a CPU"
-    if _has_few_scores_per_head(call) or small.unsupported(call) is None:
-        T, S, _, _ = call.sizes
-        return "dense", f"{T} × {S} scores in each of {call.num_scores // max(1, T * S)} heads are few"
-    return "blockwise", "its memory is linear in the tokens"
+    T, S, _, _ = call.sizes
+    few = f"{T} × {S} scores in each of {call.num_scores // max(1, T * S)} heads are few"
+    if _has_few_scores_per_head(call):
+        return "dense", few
+    reasons = {
+        "cudnn": "NVIDIA's kernel supports this call",
+        "native": "it is the fastest on a CPU",
+        "small": few if call.platform == "cpu" else f"{_megabytes(call)} MB of scores fit in memory",
+        "blockwise": "its memory is linear in the tokens",
+    }
+    chosen = transforms.choose(call)
+    return "dense" if chosen == "small" else chosen, reasons[chosen]
 
 
 def _has_few_scores_per_head(call: AttentionCall) -> bool:
     T, S, _, _ = call.sizes
-    return T * S <= FEW_SCORES_PER_HEAD
+    return T * S <= FEW_SCORES_PER_HEAD and few_queries.unsupported(call) is not None
+
+
+def _megabytes(call: AttentionCall) -> str:
+    """Return how much memory the scores take."""
+    return f"{jnp.dtype(call.wide).itemsize * call.num_scores / 1e6:.0f}"

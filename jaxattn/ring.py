@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from jaxattn.kernels.call import AttentionCall, checked_call
+from jaxattn.kernels.softmax import LogSumExp, join
 from jaxattn.kernels.transforms import backward, forward, map_as_batch
 from jaxattn.masks import Causal, Mask, Segments, SlidingWindow, combine
 
@@ -119,19 +120,16 @@ def _ring(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array) -> 
 def _forward(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array) -> tuple[Array, Any]:
     def step(state: Any, number: Array) -> Any:
         travellers, context, lse = state
-        part, part_lse = map_as_batch(forward, _call(fixed, number, query, ids, *travellers))
-        part_lse = jnp.where(jnp.isposinf(part_lse), -jnp.inf, part_lse)  # rows in which all keys are masked
-        total = jnp.logaddexp2(lse, part_lse)
-        finite = jnp.where(jnp.isneginf(total), 0, total)
-        # (..., H, T) -> (..., T, H, 1)
-        old, new = (jnp.swapaxes(jnp.exp2(sums - finite), -2, -1)[..., None] for sums in (lse, part_lse))
-        return (_passed_on(fixed.axis, travellers), context * old + part * new, total), None
+        call = _call(fixed, number, query, ids, *travellers)
+        part, part_lse = map_as_batch(forward, call)
+        lse, *shares = join(call, lse, part_lse)
+        old, new = (jnp.swapaxes(share, -2, -1)[..., None] for share in shares)  # (..., H, T) -> (..., T, H, 1)
+        return (_passed_on(fixed.axis, travellers), context * old + part * new, lse), None
 
     *batch, T, H, _ = query.shape
-    start = jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype), jnp.full((*batch, H, T), -jnp.inf, query.dtype)
+    start = jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype), LogSumExp.of_no_key((*batch, H, T), query.dtype)
     steps = jnp.arange(lax.axis_size(fixed.axis))
     (_, context, lse), _ = lax.scan(step, ((key, value, ids), *start), steps)
-    lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
     return context, (query, key, value, ids, context, lse)
 
 

@@ -7,15 +7,16 @@ the key blocks that a query block attends to. The backward pass has key blocks o
 import math
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.platforms import device_count, on_one_device
 
 Index = Any  # an int, or a traced integer
 
 # A product of two blocks of this many tokens runs near a CPU's full rate; smaller ones run on one core. Measured.
 SIDE = 512
-# How many scores a block may have in all its heads: 2 MB in float32 stay in a CPU's caches, accelerators want more.
+MULTIPLE = 16  # block lengths are multiples of this, for the vector registers
+# How many scores a block may have on a device in all its heads: 2 MB in float32 stay in a CPU's caches, accelerators
+# want more.
 SCORES_CPU, SCORES_ACCELERATOR = 2**19, 2**25
 
 
@@ -58,30 +59,25 @@ class Blocks(NamedTuple):
 def choose_blocks(call: AttentionCall, outer: int, inner: int) -> Blocks:
     """Choose the block sizes for so many outer and inner tokens.
 
-    On a single CPU device, heads are cut into blocks whose scores stay in the caches. Everywhere else a block spans all
-    examples and heads: where the compiler shards the call, each device then works on its own, and nothing is gathered
-    for a slice.
+    On one device, heads are cut into blocks that stay within the limit. Where the compiler shards the call, a block
+    spans all examples and heads, so that each device works on its own and nothing is gathered for a slice; there the
+    blocks of tokens shrink.
     """
     _, _, H, K = call.sizes
     shape = (*call.batch, K, H // K)
-    if jax.default_backend() == "cpu" and on_one_device():
+    limit = SCORES_CPU if call.platform == "cpu" else SCORES_ACCELERATOR
+    if on_one_device(call.platform):
         outer_block, inner_block = _cached_sides(call, outer, inner)
         # Blocks of short sequences measured faster at half of the limit.
-        limit = SCORES_CPU if max(outer_block, inner_block) > SIDE // 2 else SCORES_CPU // 2
+        limit = limit if max(outer_block, inner_block) > SIDE // 2 else limit // 2
         heads = _cut_heads(shape, limit / (outer_block * inner_block))
     else:
-        # As if all devices shared the call: a power of two between an eighth of the side and the side.
-        scores_per_head = SCORES_ACCELERATOR * jax.device_count() / max(1, math.prod(shape))
-        side = min(SIDE, max(SIDE // 8, 2 ** int(math.log2(max(1, scores_per_head)) / 2)))
+        # As if all devices, of whatever kind, shared the call: a power of two between the multiple and the side.
+        scores_per_head = SCORES_ACCELERATOR * device_count(call.platform) / max(1, math.prod(shape))
+        side = min(SIDE, max(MULTIPLE, 2 ** int(math.log2(max(1, scores_per_head)) / 2)))
         outer_block, inner_block, heads = _block_length(outer, side), _block_length(inner, side), shape
     counts = tuple(n // block for n, block in zip(shape, heads, strict=True))
     return Blocks(heads, counts, outer_block, -(-outer // outer_block), inner_block, -(-inner // inner_block))
-
-
-def on_one_device() -> bool:
-    """Return whether no compiler shards this program: there is one device, or `shard_map` has all mesh axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 or (bool(mesh.axis_names) and set(mesh.manual_axes) == set(mesh.axis_names))
 
 
 def _cached_sides(call: AttentionCall, outer: int, inner: int) -> tuple[int, int]:
@@ -93,19 +89,22 @@ def _cached_sides(call: AttentionCall, outer: int, inner: int) -> tuple[int, int
 
 
 def _cut_heads(shape: tuple[int, ...], fitting: float) -> tuple[int, ...]:
-    """Choose how many of each axis fit into a block, last axis first; an axis is cut if those after it are whole."""
+    """Choose how many of each axis fit into a block, last axis first; an axis is cut if those after it are whole.
+
+    The number divides the axis, because blocks that overlap would add their gradients twice.
+    """
     heads: list[int] = []
     for n in reversed(shape):
         whole = all(block == size for block, size in zip(heads, reversed(shape), strict=False))
-        divisors = [d for d in range(1, n + 1) if n % d == 0]
-        heads.append(min(divisors, key=lambda d: abs(math.log(d / max(fitting, 1)))) if whole else 1)
+        divisors = [d for d in range(1, n + 1) if n % d == 0 and d <= max(fitting, 1)]
+        heads.append(max(divisors, default=1) if whole else 1)
         fitting /= heads[-1]
     return tuple(reversed(heads))
 
 
 def _block_length(length: int, most: int) -> int:
-    """Return the length of equal blocks of at most `most`, rounded up to 16 for the vector registers."""
-    return -(-length // (16 * -(-length // most))) * 16
+    """Return the length of equal blocks of at most `most`, rounded up to a multiple."""
+    return -(-length // (MULTIPLE * -(-length // most))) * MULTIPLE
 
 
 def _unravel(index: Index, shape: tuple[int, ...]) -> list[Index]:

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from jaxattn.kernels.blocks import Blocks, HeadBlock, Index, choose_blocks, on_one_device
+from jaxattn.kernels.blocks import Blocks, HeadBlock, Index, choose_blocks
 from jaxattn.kernels.call import AttentionCall, Gradients
-from jaxattn.kernels.exp2 import LOG2_E, exp2
 from jaxattn.kernels.plan import Plan, plan_blocks
+from jaxattn.kernels.platforms import on_one_device
+from jaxattn.kernels.softmax import LogSumExp, as_factor, product, signed_query, weights_from
 from jaxattn.kernels.tiles import (
     Entries,
     add,
@@ -38,20 +39,20 @@ from jaxattn.kernels.tiles import (
 class _Operands(NamedTuple):
     """Arrays padded to whole blocks."""
 
-    query_t: Array  # (B, H, D, T), times the scale, so that scores are the same as in the forward pass
+    query_t: Array  # (B, H, D, T), with the sign of the scale, as in the forward pass
     query: Array  # (B, T, H, D)
     key: Array  # (B, S, K, D)
     key_t: Array  # (B, K, D, S)
     value: Array  # (B, S, K, D_v)
     gradient_t: Array  # (B, H, D_v, T)
     gradient: Array  # (B, T, H, D_v)
-    lse: Array  # (B, H, 1, T)
+    lse: LogSumExp  # (B, H, 1, T)
     delta: Array  # (B, H, 1, T)
     entries: Entries
     plan: Plan
 
 
-def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
     """Return the gradients, from the results of the forward pass and the gradient of the context."""
     T, S, _, _ = call.sizes
     blocks = choose_blocks(call, outer=S, inner=T)
@@ -70,24 +71,24 @@ def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -
     )
 
 
-def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: Array, gradient: Array) -> _Operands:
+def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: LogSumExp, gradient: Array) -> _Operands:
     """Pad all arrays to whole blocks, and lay those that are read by columns out for that."""
     queries, keys = blocks.inner_count * blocks.inner, blocks.outer_count * blocks.outer  # padded to whole blocks
-    query = pad_tokens(call.query.astype(call.wide), queries, axis=-3)
     delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
-    gradient = pad_tokens(gradient.astype(call.wide), queries, axis=-3)
-    key = pad_tokens(call.key.astype(call.wide), keys, axis=-3)
+    gradient = pad_tokens(gradient, queries, axis=-3)
+    key = pad_tokens(call.key, keys, axis=-3)
     # Padded queries have no weights, whatever their bias.
-    lse = jnp.pad(lse, [(0, 0)] * (lse.ndim - 1) + [(0, queries - lse.shape[-1])], constant_values=jnp.inf)
+    widths = [(0, 0)] * delta.ndim + [(0, queries - delta.shape[-1])]
+    log_total = jnp.pad(lse.log_total[..., None, :], widths, constant_values=jnp.inf)
     return _Operands(
-        query_t=jnp.moveaxis(query, -3, -1) * jnp.asarray(call.scale * LOG2_E, call.wide),
-        query=query,
+        query_t=jnp.moveaxis(pad_tokens(signed_query(call), queries, axis=-3), -3, -1),
+        query=pad_tokens(call.query, queries, axis=-3),
         key=key,
         key_t=jnp.moveaxis(key, -3, -1),
-        value=pad_tokens(call.value.astype(call.wide), keys, axis=-3),
+        value=pad_tokens(call.value, keys, axis=-3),
         gradient_t=jnp.moveaxis(gradient, -3, -1),
         gradient=gradient,
-        lse=lse[..., None, :],
+        lse=LogSumExp(pad_tokens(lse.largest, queries, axis=-1)[..., None, :], log_total),
         delta=pad_tokens(delta, queries, axis=-1)[..., None, :],
         entries=Entries.of(call, queries, keys),
         plan=plan_blocks(call, blocks, outer_is_query=False),
@@ -97,13 +98,13 @@ def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: Array, gradie
 def _zeros(call: AttentionCall, operands: _Operands) -> Any:
     """Return the gradients to add to: of the queries `(B, H, D, T)`, key, value and bias `(B, K, G, T, S)`."""
     arrays = [operands.query_t, operands.key, operands.value]
-    zeros = [full((*call.batch, *array.shape[-3:]), 0, operands.query) for array in arrays]
+    zeros = [full((*call.batch, *array.shape[-3:]), 0, operands.query, call.wide) for array in arrays]
     bias = operands.entries.bias
     if bias is None:
         return *zeros, None
     # A bias that all examples share adds up, except over axes of `vmap`, which adds them up itself.
     mapped = call.mapped_axes
-    return *zeros, full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias)
+    return *zeros, full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias, bias.dtype)
 
 
 def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, step: Index, gradients: Any) -> Any:
@@ -120,22 +121,26 @@ def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, ste
         tile = functools.partial(query_columns, heads=heads, first=first_query, columns=bq)
         row_tile = functools.partial(query_rows, heads=heads, first=first_query, rows=bq)
         entries = operands.entries.tile(heads, (first_query, first_key), (bq, bk)).transposed()
-        scores = jnp.matmul(key, tile(operands.query_t))  # (B, K, G, bk, bq)
-        scores = entries.masked(scores, positions(first_query, bq)[None, :], positions(first_key, bk)[:, None])
-        # No weight exceeds 1, except by rounding where scores are huge.
-        weights = exp2(jnp.minimum(scores - tile(operands.lse), 0))
-        of_value += jnp.matmul(entries.dropped(weights, call.dropout_rate), row_tile(operands.gradient))
-        of_weights = entries.dropped(jnp.matmul(value, tile(operands.gradient_t)), call.dropout_rate)
+        scores = product(call, key, tile(operands.query_t))  # (B, K, G, bk, bq)
+        places = positions(first_query, bq)[None, :], positions(first_key, bk)[:, None]
+        scores = entries.masked(scores, call.scale, *places)
+        weights = weights_from(call, scores, jax.tree.map(tile, operands.lse))
+        kept = as_factor(call, entries.dropped(weights, call.dropout_rate))
+        of_value += product(call, kept, row_tile(operands.gradient))
+        of_weights = entries.dropped(product(call, value, tile(operands.gradient_t)), call.dropout_rate)
         of_scores = weights * (of_weights - tile(operands.delta))  # dSᵀ, (B, K, G, bk, bq)
-        of_key += jnp.matmul(of_scores, row_tile(operands.query))
-        of_queries = _add_queries(of_queries, jnp.matmul(key_t, of_scores), heads, first_query)
+        factor = as_factor(call, of_scores)
+        of_key += product(call, factor, row_tile(operands.query))
+        of_queries = _add_queries(of_queries, product(call, key_t, factor), heads, first_query)
         of_bias = _add_bias(of_bias, of_scores.swapaxes(-2, -1), heads, (first_query, first_key))
         return of_key, of_value, of_queries, of_bias
 
     of_queries, of_key, of_value, of_bias = gradients
-    zeros = [full((*blocks.heads, bk, array.shape[-1]), 0, operands.query) for array in (key, value)]
+    zeros = [full((*blocks.heads, bk, array.shape[-1]), 0, operands.query, call.wide) for array in (key, value)]
     *tiles, of_queries, of_bias = lax.fori_loop(0, count, add_query_block, (*zeros, of_queries, of_bias))
-    of_key, of_value = (_add_keys(*pair, heads, first_key) for pair in zip((of_key, of_value), tiles, strict=True))
+    of_key, of_value = (
+        _add_keys(call, *pair, heads, first_key) for pair in zip((of_key, of_value), tiles, strict=True)
+    )
     return of_queries, of_key, of_value, of_bias
 
 
@@ -146,11 +151,11 @@ def _add_queries(total: Array, tile: Array, heads: HeadBlock, first_query: Index
     return add(total, tile, (*batch, heads.first_query_head, 0, first_query))
 
 
-def _add_keys(total: Array, tile: Array, heads: HeadBlock, first_key: Index) -> Array:
+def _add_keys(call: AttentionCall, total: Array, tile: Array, heads: HeadBlock, first_key: Index) -> Array:
     """Add (B, K, G, bk, D) to (B, S, K, D): the gradients of a group's query heads add up."""
     *batch, k, _ = heads.start
     *_, nk, ng = heads.size
-    if ng == 1 or on_one_device():
+    if ng == 1 or on_one_device(call.platform):
         return add(total, tile.sum(-3).swapaxes(-3, -2), (*batch, first_key, k, 0))
     # Where devices share the heads of a group, a product with ones is reduced; a sum would be gathered over KV heads.
     ones = jnp.repeat(jnp.eye(nk, dtype=tile.dtype), ng, axis=0)

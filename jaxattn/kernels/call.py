@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_key, check_rank, check_rate, wide_type
+from jaxattn.kernels.platforms import platform_of
 from jaxattn.masks import Band, Leaf, Mask, as_mask, check_mask_shape
 from jaxattn.random_bits import draw_bits, drop
 
@@ -49,6 +50,8 @@ class AttentionCall:
     return_weights: bool = dataclasses.field(default=False, metadata=STATIC)
     # The kernel that the caller asks for.
     implementation: Implementation | None = dataclasses.field(default=None, metadata=STATIC)
+    # Where the arrays lie, or, inside a kernel, what it is traced for: "cpu", "cuda", or another.
+    platform: str = dataclasses.field(default="cpu", metadata=STATIC)
     # How many of the first batch axes `vmap` added; gradients keep these.
     mapped_axes: int = dataclasses.field(default=0, metadata=STATIC)
 
@@ -152,6 +155,7 @@ def checked_call(
         band=band,
         return_weights=return_weights,
         implementation=implementation,
+        platform=platform_of(query),
     )
 
 

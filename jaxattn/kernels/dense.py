@@ -39,17 +39,21 @@ def attend(call: AttentionCall) -> Steps:
         # A scale that is an array has widened the query.
         scores = attention_scores(query, key.astype(query.dtype))  # (..., K, G, T, S)
         scores = scores.reshape(*scores.shape[:-4], H, T, S)
-        weights = attention_weights(masked_logits(call, scores))
+        weights = attention_weights(masked(call, logits(call, scores)))
         kept_weights = call.dropped(weights)
         grouped = kept_weights.reshape(*kept_weights.shape[:-3], K, H // K, T, S)
         context = jnp.moveaxis(context_vectors(grouped, value), -2, -4)  # (..., T, K, G, D_v)
     return Steps(scores, weights, kept_weights, context.reshape(*context.shape[:-3], H, context.shape[-1]))
 
 
-def masked_logits(call: AttentionCall, scores: Array) -> Array:
-    """Return scale · scores + bias, with -inf where the mask says no."""
+def logits(call: AttentionCall, scores: Array) -> Array:
+    """Return scale · scores + bias."""
+    return scores * call.scale if call.bias is None else scores * call.scale + call.bias.astype(scores.dtype)
+
+
+def masked(call: AttentionCall, logits: Array) -> Array:
+    """Put -inf where the mask says no."""
     T, S, _, _ = call.sizes
-    logits = scores * call.scale if call.bias is None else scores * call.scale + call.bias.astype(scores.dtype)
     if call.mask is None:
         return logits
     return jnp.where(call.mask.allows(jnp.arange(T)[:, None], jnp.arange(S)[None, :]), logits, -jnp.inf)

@@ -1,36 +1,46 @@
 """The dense kernel for calls with few scores in the whole batch, with residuals (context and lse) like blockwise.
 
-Where the scores of all examples and heads stay in a CPU's caches, blocks only add overhead.
+Where the scores of all examples and heads stay in a CPU's caches, or take little of an accelerator's memory, blocks
+only add overhead.
 """
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxattn.kernels import dense
+from jaxattn.kernels import dense, few_queries
 from jaxattn.kernels.call import AttentionCall, Gradients
-from jaxattn.kernels.exp2 import LOG2_E
+from jaxattn.kernels.softmax import LogSumExp, exponentials
 
 FEW_SCORES_IN_ALL = 2**17  # measured on CPUs by `jaxattn benchmark`
+FEW_QUERIES = 4  # with so few the scores take about as much memory as the keys; measured on CPUs
+LITTLE_MEMORY = 2**30  # bytes, on accelerators
 
 
 def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel should not compute the call, or None."""
-    if call.num_scores > FEW_SCORES_IN_ALL:
-        return f"is for up to {FEW_SCORES_IN_ALL} scores in all, not {call.num_scores}"
-    return None
+    if few_queries.unsupported(call) is None:
+        return "would read keys that are masked"
+    if call.platform == "cpu" and call.sizes[0] <= FEW_QUERIES:
+        return None
+    most = FEW_SCORES_IN_ALL if call.platform == "cpu" else LITTLE_MEMORY // np.dtype(call.wide).itemsize
+    return f"is for up to {most} scores in all, not {call.num_scores}" if call.num_scores > most else None
 
 
-def forward(call: AttentionCall) -> tuple[Array, Array]:
-    """Return the context `(B, T, H, D_v)` and the base-2 logsumexp of each query's scores `(B, H, T)`."""
+def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
+    """Return the context `(B, T, H, D_v)` and the logsumexp of each query's scores `(B, H, T)`."""
     steps = dense.attend(call)
-    lse = jax.nn.logsumexp(dense.masked_logits(call, steps.scores), axis=-1) * jnp.asarray(LOG2_E, call.wide)
-    lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse)
+    # In units of `softmax.py`: without a bias, the scale comes later.
+    scores = steps.scores * np.sign(call.scale) if call.bias is None else dense.logits(call, steps.scores)
+    scores = dense.masked(call, scores)
+    largest = scores.max(-1, initial=float(jnp.finfo(call.wide).min))
+    total = exponentials(call, scores, largest[..., None]).sum(-1)
     # Where `vmap` maps the value alone, the scores have 1 in its axis.
-    return steps.context, jnp.broadcast_to(lse, (*call.batch, *lse.shape[-2:]))
+    rows = (*call.batch, *total.shape[-2:])
+    return steps.context, LogSumExp.of(jnp.broadcast_to(largest, rows), jnp.broadcast_to(total, rows))
 
 
-def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
     """Return the gradients, by the formulas at the top of `blockwise_backward.py`."""
     _, _, H, K = call.sizes
     query, gradient = (jnp.moveaxis(array.astype(call.wide), -3, -2) for array in (call.query, gradient))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import PyTree
 
 from jaxattn.kernels.blocks import HeadBlock, Index
 from jaxattn.kernels.call import AttentionCall
-from jaxattn.kernels.exp2 import LOG2_E
 from jaxattn.masks import Lengths, Mask
 from jaxattn.random_bits import drop
 
@@ -70,10 +70,10 @@ class Entries(NamedTuple):
         """Swap the axes of queries and keys."""
         return jax.tree.map(lambda array: jnp.swapaxes(array, -2, -1), self)
 
-    def masked(self, scores: Array, queries: Array, keys: Array) -> Array:
-        """Add the bias to base-2 scores, and set them to -inf where these positions are masked."""
+    def masked(self, scores: Array, scale: float, queries: Array, keys: Array) -> Array:
+        """Scale scores and add the bias if there is one, and set them to -inf where these positions are masked."""
         if self.bias is not None:
-            scores = scores + self.bias.astype(scores.dtype) * jnp.asarray(LOG2_E, scores.dtype)
+            scores = scores * jnp.asarray(scale, scores.dtype) + self.bias.astype(scores.dtype)
         return scores if self.mask is None else jnp.where(self.mask.allows(queries, keys), scores, -jnp.inf)
 
     def dropped(self, weights: Array, rate: float) -> Array:
@@ -127,9 +127,9 @@ def positions(first: Index, number: int) -> Array:
     return jnp.asarray(first, int) + jnp.arange(number)
 
 
-def full(shape: tuple[int, ...], value: float | int, like: Array) -> Array:
+def full(shape: tuple[int, ...], value: float | int, like: Array, dtype: DTypeLike) -> Array:
     """Fill an array for a loop to carry; it varies over the same mesh axes as `like`."""
-    return vary_alike((jnp.full(shape, value, like.dtype), like))[0]
+    return vary_alike((jnp.full(shape, value, dtype), like))[0]
 
 
 def vary_alike(arrays: PyTree) -> PyTree:

@@ -4,7 +4,10 @@
       └ auto_axes           on a mesh with explicit axes: the compiler shards what is inside
         └ jit               compiled once for each shape
           └ custom_vjp      forward keeps the call, its context and its logsumexp; backward returns the gradients
-    XX.forward(call), kernel.backward(call, context, lse, gradient)
+            └ custom_vmap   around forward and around backward: a mapped axis becomes one more batch axis
+              └ platform_dependent    traced for each platform, where the choice differs; lowering takes one
+                └ choose    now the whole batch is known: the first of KERNELS that supports it
+                  └ kernel.forward(call), kernel.backward(call, context, lse, gradient)
 
 Nothing inside is specific to one kernel, and all kernels keep the same residuals: the context and the logsumexp.
 """
@@ -19,8 +22,9 @@ from jax import Array, lax
 from jax.sharding import AxisType, auto_axes
 from jaxtyping import PyTree
 
-from jaxattn.kernels import blockwise, native, small
+from jaxattn.kernels import blockwise, cudnn, native, small
 from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.softmax import LogSumExp
 from jaxattn.kernels.tiles import vary_alike
 
 
@@ -29,11 +33,14 @@ class Kernel(Protocol):
     """What a kernel here has beside `unsupported`; its residuals are the context and the lse."""
 
     def unsupported(self, call: AttentionCall) -> str | None: ...
-    def forward(self, call: AttentionCall) -> tuple[Array, Array]: ...
-    def backward(self, call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients: ...
+    def forward(self, call: AttentionCall) -> tuple[Array, LogSumExp]: ...
+    def backward(self, call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients: ...
 
 
-KERNELS: dict[str, Kernel] = {"native": native, "small": small, "blockwise": blockwise}  # in order of preference
+# In order of preference.
+KERNELS: dict[str, Kernel] = {"cudnn": cudnn, "native": native, "small": small, "blockwise": blockwise}
+# One kernel is chosen, and runs alike, on all platforms that are not named here.
+PLATFORMS = ("cpu", "cuda", "default")
 
 
 def attend(call: AttentionCall) -> Array:
@@ -59,35 +66,38 @@ def attend(call: AttentionCall) -> Array:
         ) from error
 
 
-def forward(call: AttentionCall) -> tuple[Array, Array]:
-    """Return the context and the base-2 logsumexp of the first kernel that supports the call."""
-    kernel, portable = choose(call), choose_portable(call)
-    if kernel is portable:
-        return kernel.forward(call)
-    return lax.platform_dependent(call, cpu=kernel.forward, default=portable.forward)
+def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
+    """Return the context and the logsumexp, from the first kernel that supports the call."""
+    return _on_each_platform(lambda call: KERNELS[choose(call)].forward(call), call)
 
 
-def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
     """Return the gradients, from the first kernel that supports the call."""
-    kernel, portable = choose(call), choose_portable(call)
-    if kernel is portable:
-        return kernel.backward(call, context, lse, gradient)
-    return lax.platform_dependent(call, context, lse, gradient, cpu=kernel.backward, default=portable.backward)
+    return _on_each_platform(
+        lambda call, *arrays: KERNELS[choose(call)].backward(call, *arrays), call, context, lse, gradient
+    )
 
 
-def choose(call: AttentionCall) -> Kernel:
-    """Return the kernel that the call asks for, or the first that supports it."""
+def choose(call: AttentionCall) -> str:
+    """Return the name of the kernel that the call asks for, or of the first that supports it."""
     if call.implementation is not None:
-        return KERNELS[call.implementation]
-    return next(kernel for kernel in KERNELS.values() if kernel.unsupported(call) is None)
+        return call.implementation
+    return next(name for name, kernel in KERNELS.items() if kernel.unsupported(call) is None)
 
 
-def choose_portable(call: AttentionCall) -> Kernel:
-    """Return the kernel for platforms other than CPUs: as `choose`, without those that are for CPUs alone."""
-    kernel = choose(call)
-    if kernel is not native or call.implementation is not None:
-        return kernel
-    return small if small.unsupported(call) is None else blockwise
+def _on_each_platform(function: Callable[..., PyTree], call: AttentionCall, *arrays: PyTree) -> PyTree:
+    """Call `function(call, *arrays)` on the platform that the program is lowered for."""
+    calls = {platform: dataclasses.replace(call, platform=platform) for platform in PLATFORMS}
+    chosen = {platform: choose(one) for platform, one in calls.items()}
+    if len({*chosen.values()}) == 1 and "blockwise" not in chosen.values():  # others compute alike everywhere
+        return function(call, *arrays)
+    if chosen["cuda"] == chosen["default"]:
+        del calls["cuda"]
+
+    def branch(one: AttentionCall) -> Callable[..., PyTree]:
+        return lambda call, *arrays: function(dataclasses.replace(call, platform=one.platform), *arrays)
+
+    return lax.platform_dependent(call, *arrays, **{platform: branch(one) for platform, one in calls.items()})
 
 
 @jax.jit
@@ -109,11 +119,11 @@ def _forward(call: AttentionCall) -> tuple[Array, Any]:
 
 def _backward(residuals: Any, gradient: Array) -> tuple[AttentionCall]:
     call, context, lse = residuals
-    query, key, value, context, lse, gradient = _first_derivative_only(
-        call.query, call.key, call.value, context, lse, gradient
+    query, key, value, context, *lse, gradient = _first_derivative_only(
+        call.query, call.key, call.value, context, *lse, gradient
     )
     call = dataclasses.replace(call, query=query, key=key, value=value)
-    gradients = map_as_batch(backward, call, context, lse, gradient)
+    gradients = map_as_batch(backward, call, context, LogSumExp(*lse), gradient)
     empty: Any = dict.fromkeys(("mask", "row_bits", "column_bits"))
     return (dataclasses.replace(call, **gradients._asdict(), **empty),)
 
@@ -134,7 +144,7 @@ def _(primals: Any, tangents: Any) -> Any:
     )
 
 
-def map_as_batch(function: Callable[..., PyTree], call: AttentionCall, *arrays: Array) -> PyTree:
+def map_as_batch(function: Callable[..., PyTree], call: AttentionCall, *arrays: PyTree) -> PyTree:
     """Call `function(call, *arrays)`; under `vmap`, the mapped axis becomes the first batch axis of all arrays.
 
     Arrays that are not mapped get an axis of 1 there, and are not copied.

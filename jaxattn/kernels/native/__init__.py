@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxattn.kernels.blocks import on_one_device
 from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.kernels.native import library
 from jaxattn.kernels.native.mask_code import MAX_OPERATIONS, encode_mask
+from jaxattn.kernels.platforms import device_count, on_one_device
+from jaxattn.kernels.softmax import LogSumExp
 from jaxattn.kernels.tiles import vary_alike
 from jaxattn.random_bits import drop_threshold
 
@@ -24,14 +25,17 @@ __all__ = ["backward", "forward", "unsupported"]
 
 def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel cannot compute the call, or None."""
+    if call.platform != "cpu":
+        return f"is for CPUs, and this is a {call.platform}"
     if (reason := library.missing()) is not None:
         return reason
     if call.return_weights:
         return "does not store the weights that return_weights asks for"
     if call.wide != jnp.float32:
         return f"computes in float32, not {np.dtype(call.wide).name}"
-    if not on_one_device():
-        return f"would gather what {jax.device_count()} devices share: call it inside jax.shard_map, over all mesh axes"
+    if not on_one_device(call.platform):
+        devices = device_count(call.platform)
+        return f"would gather what {devices} devices share: call it inside jax.shard_map, over all mesh axes"
     if len(call.batch) > 8:
         return f"takes up to 8 batch axes, not {len(call.batch)}"
     code = encode_mask(call.mask)
@@ -42,8 +46,8 @@ def unsupported(call: AttentionCall) -> str | None:
     return None
 
 
-def forward(call: AttentionCall) -> tuple[Array, Array]:
-    """Return the context `(B, T, H, D_v)` and the base-2 logsumexp of each query's scores `(B, H, T)`."""
+def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
+    """Return the context `(B, T, H, D_v)` and the logsumexp of each query's scores `(B, H, T)`."""
     T, _, H, _ = call.sizes
     heads, dtype = _heads(call)
     results = (
@@ -51,13 +55,13 @@ def forward(call: AttentionCall) -> tuple[Array, Array]:
         jax.ShapeDtypeStruct((*call.batch, H, T), jnp.float32),
     )
     context, lse = _call("jaxattn_forward", results, call, heads)
-    return context.astype(call.value.dtype), lse
+    return context.astype(call.value.dtype), LogSumExp.of_base_2(lse)
 
 
-def backward(call: AttentionCall, context: Array, lse: Array, gradient: Array) -> Gradients:
+def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
     """Return the gradients, from the results of the forward pass and the gradient of the context."""
     heads, dtype = _heads(call)
-    arrays = (*heads, context.astype(dtype), lse, gradient.astype(dtype))
+    arrays = (*heads, context.astype(dtype), lse.base_2(call), gradient.astype(dtype))
     results = [jax.ShapeDtypeStruct((*call.batch, *array.shape[-3:]), dtype) for array in heads]
     query, key, value = _call("jaxattn_backward", results, call, arrays)
     return Gradients(

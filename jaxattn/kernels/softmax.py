@@ -1,0 +1,106 @@
+"""How scores become weights, in the same way in all passes of all kernels that do not store them.
+
+    score  = ± query · key                          with the sign of the scale, without a bias
+           = scale · query · key + bias             with one
+    weight = 2 ** ((score - largest) · rate - log_total)
+
+`largest` is the row's largest score, `log_total` the base-2 logarithm of the sum of 2 ** ((score - largest) · rate),
+and `rate` is |scale| · log2(e), or log2(e) with a bias. The factor comes after the difference, which is exact where two
+scores are close: weights are as right for scores of a million as for scores of one, and the products take queries and
+keys as they come, in their own type. For the same reason the logsumexp is kept in two parts.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.exp2 import LOG2_E, exp2
+
+
+class LogSumExp(NamedTuple):
+    """The logsumexp of each query's scores `(B, H, T)`, in two parts; where all keys are masked, 0 and inf."""
+
+    largest: Array
+    log_total: Array
+
+    @classmethod
+    def of_base_2(cls, lse: Array) -> "LogSumExp":
+        """Return a logsumexp that is known as one number, in base 2: less exact where scores are large."""
+        return cls(jnp.zeros_like(lse), lse)
+
+    def base_2(self, call: AttentionCall) -> Array:
+        """Return both parts as one number, in base 2."""
+        return self.largest * jnp.asarray(rate(call), self.largest.dtype) + self.log_total
+
+    @classmethod
+    def of_no_key(cls, shape: tuple[int, ...], dtype: DTypeLike) -> "LogSumExp":
+        """Return the logsumexp of queries that may attend to nothing."""
+        return cls(jnp.zeros(shape, dtype), jnp.full(shape, jnp.inf, dtype))
+
+    @classmethod
+    def of(cls, largest: Array, total: Array) -> "LogSumExp":
+        """Return the logsumexp for a row's largest score and the total relative to it."""
+        any_key = total > 0
+        log_total = jnp.where(any_key, jnp.log2(jnp.where(any_key, total, 1)), jnp.inf)
+        return cls(jnp.where(any_key, largest, 0), log_total)
+
+
+def join(call: AttentionCall, first: LogSumExp, second: LogSumExp) -> tuple[LogSumExp, Array, Array]:
+    """Return the logsumexp over two sets of keys, and the share of each set in the weights."""
+    largest = jnp.maximum(*(jnp.where(jnp.isposinf(lse.log_total), -jnp.inf, lse.largest) for lse in (first, second)))
+    largest = jnp.where(jnp.isneginf(largest), 0, largest)
+    totals = [
+        jnp.where(jnp.isposinf(lse.log_total), 0, jnp.exp2(lse.log_total) * exponentials(call, lse.largest, largest))
+        for lse in (first, second)
+    ]
+    total = totals[0] + totals[1]
+    old, new = (part / jnp.where(total > 0, total, 1) for part in totals)
+    return LogSumExp.of(largest, total), old, new
+
+
+def signed_query(call: AttentionCall) -> Array:
+    """Return the query for scores as at the top: with the sign of the scale, where no bias stands between."""
+    if call.bias is not None or call.scale > 0:
+        return call.query
+    # A scale of 0, or NaN, has no logarithm: the query takes all of it.
+    return -call.query if call.scale < 0 else call.query * jnp.asarray(call.scale, call.query.dtype)
+
+
+def rate(call: AttentionCall) -> float:
+    """Return the factor from differences of scores to exponents of 2; more than 0, so that -inf stays."""
+    if call.bias is not None or not abs(call.scale) > 0:
+        return LOG2_E
+    return max(abs(call.scale) * LOG2_E, float(jnp.finfo(call.wide).tiny))
+
+
+def exponentials(call: AttentionCall, scores: Array, largest: Array) -> Array:
+    """Return 2 ** ((score - largest) · rate)."""
+    return exp2((scores - largest) * jnp.asarray(rate(call), scores.dtype))
+
+
+def weights_from(call: AttentionCall, scores: Array, lse: LogSumExp) -> Array:
+    """Return the weights again, from the logsumexp."""
+    exponents = (scores - lse.largest) * jnp.asarray(rate(call), scores.dtype) - lse.log_total
+    # No weight exceeds 1, except by rounding where scores are huge.
+    return exp2(jnp.minimum(exponents, 0))
+
+
+def product(call: AttentionCall, first: Array, second: Array) -> Array:
+    """Multiply two matrices of the call's type, or of a wider one, and sum in the wide type.
+
+    Accelerators multiply narrow numbers fastest. CPUs multiply float32 only, and convert a tile in their caches.
+    """
+    if call.platform == "cpu" or first.dtype != second.dtype:
+        first, second = first.astype(call.wide), second.astype(call.wide)
+    return jnp.matmul(first, second, preferred_element_type=call.wide)
+
+
+def as_factor(call: AttentionCall, computed: Array) -> Array:
+    """Return weights, or their gradients, as accelerators multiply them: in bfloat16, where the inputs have it.
+
+    float16 is too narrow for gradients.
+    """
+    return computed.astype(jnp.bfloat16) if call.platform != "cpu" and call.value.dtype == jnp.bfloat16 else computed
