@@ -1,5 +1,6 @@
 """Attention with many heads: check the arguments, choose a kernel, run it, explain the choice."""
 
+import math
 from types import ModuleType
 from typing import Any, Literal, Unpack, overload
 
@@ -101,10 +102,10 @@ def dot_product_attention(
         return_weights=return_weights,
         implementation=implementation,
     )
-    if not return_weights:
-        return attend(call)
-    steps = attend_with_steps(call)
-    return steps.context, steps.weights
+    if return_weights:
+        _, weights, _, context = attend_with_steps(call)
+        return context, weights
+    return attend(call)
 
 
 def explain_implementation(*args: Any, **options: Any) -> str:
@@ -123,10 +124,8 @@ def explain_implementation(*args: Any, **options: Any) -> str:
     chosen, reason = choose(call)
     others = dict.fromkeys(KERNELS, f"{chosen} was chosen")
     others["dense"] = f"would store {call.num_scores} weights, {_megabytes(call)} MB in {jnp.dtype(call.wide).name}"
-    lines = [
-        f"{name} does not: {KERNELS[name].unsupported(call) or others[name]}" for name in KERNELS if name != chosen
-    ]
-    return "\n".join([f"{chosen} runs: {reason}", *lines])
+    why = {name: kernel.unsupported(call) or others[name] for name, kernel in KERNELS.items() if name != chosen}
+    return "\n".join([f"{chosen} runs: {reason}", *(f"{name} does not: {reason}" for name, reason in why.items())])
 
 
 def attend(call: AttentionCall) -> Array:
@@ -165,15 +164,14 @@ def choose(call: AttentionCall) -> tuple[str, str]:
         "cudnn": "NVIDIA's kernel supports this call",
         "native": "it is the fastest on a CPU",
         "small": few if call.platform == "cpu" else f"{_megabytes(call)} MB of scores fit in memory",
-        "blockwise": "its memory is linear in the tokens",
+        "blockwise": few_queries.reason(call) or "its memory is linear in the tokens",
     }
     chosen = transforms.choose(call)
     return "dense" if chosen == "small" else chosen, reasons[chosen]
 
 
 def _has_few_scores_per_head(call: AttentionCall) -> bool:
-    T, S, _, _ = call.sizes
-    return T * S <= FEW_SCORES_PER_HEAD and few_queries.unsupported(call) is not None
+    return math.prod(call.sizes[:2]) <= FEW_SCORES_PER_HEAD and few_queries.unsupported(call) is not None
 
 
 def _megabytes(call: AttentionCall) -> str:

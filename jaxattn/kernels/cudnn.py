@@ -17,9 +17,11 @@ def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel cannot compute the call, or None."""
     T, S, _, _ = call.sizes
     D, D_v = call.query.shape[-1], call.value.shape[-1]
-    capability = cuda_capability() if call.platform == "cuda" else None
-    if capability is None:
+    if call.platform != "cuda":
         return f"needs an NVIDIA GPU, and this is a {call.platform}"
+    capability = cuda_capability()
+    if capability is None:
+        return "can be traced only where there is an NVIDIA GPU"
     widest = 256 if capability >= (9, 0) else 128
     causal, lengths = _parts(call.mask)
     rules = [

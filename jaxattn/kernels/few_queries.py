@@ -20,8 +20,8 @@ from jaxattn.kernels.tiles import Entries, positions, query_rows, take
 
 FEW_ROWS = 8  # queries times the query heads of a KV head; with more, matrix products are faster. Measured.
 MANY_KEYS = 1024
-# Entries of a block of keys: 4 MB in float32. On accelerators, fewer and larger steps.
-BLOCK_CPU, STEPS_ACCELERATOR = 2**20, 16
+# A block of keys on a CPU: 4 MB in float32, and few enough keys to skip the others. On accelerators, few large steps.
+BLOCK_CPU, LONGEST_CPU, STEPS_ACCELERATOR = 2**20, 2048, 16
 
 
 def unsupported(call: AttentionCall) -> str | None:
@@ -34,6 +34,11 @@ def unsupported(call: AttentionCall) -> str | None:
     if call.platform != "cpu" and call.mask is None:
         return "reads all keys where there is no mask"
     return None
+
+
+def reason(call: AttentionCall) -> str | None:
+    """Return why this kernel should compute the call, or None."""
+    return "it reads each key once, and none in blocks that are masked" if unsupported(call) is None else None
 
 
 def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
@@ -51,7 +56,7 @@ def _choose_blocks(call: AttentionCall) -> Blocks:
     one_by_one = call.platform == "cpu" and on_one_device(call.platform)
     batch = (1,) * len(call.batch) if one_by_one else call.batch
     width = max(1, K * max(call.key.shape[-1], call.value.shape[-1]) * math.prod(batch))
-    inner = BLOCK_CPU // width if one_by_one else S // STEPS_ACCELERATOR
+    inner = min(LONGEST_CPU, BLOCK_CPU // width) if one_by_one else S // STEPS_ACCELERATOR
     inner = min(S, max(128, inner)) // 16 * 16
     counts = tuple(n // size for n, size in zip(call.batch, batch, strict=True))
     return Blocks((*batch, K, H // K), (*counts, 1, 1), T, 1, inner, -(-S // inner))

@@ -1,0 +1,286 @@
+"""Which kernel runs where, tested by lowering for platforms that are not here, and what is handed to cuDNN."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import KERNELS, draw, draw_heads, relative_error
+from jax import export
+from oracle import attend as attend64
+
+from jaxattn import attention, dot_product_attention, explain_implementation, masks
+from jaxattn.kernels import blocks, blockwise, call, cudnn, platforms, small, transforms
+from jaxattn.kernels.call import checked_call
+
+
+def lowered(platform, T, S=None, H=8, mask=None, dtype=jnp.bfloat16, **options):
+    """Return the program that runs on a platform."""
+    query, key = (jax.ShapeDtypeStruct((2, n, H, 64), dtype) for n in (T, S or T))
+    run = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, mask, **options))
+    return export.export(run, platforms=[platform])(query, key, key).mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_off_the_cpu_dense_runs_while_its_scores_fit_in_memory_and_blockwise_beyond(platform):
+    fits, exceeds = (lowered(platform, T, mask=masks.Causal()) for T in (4096, 4112))  # 2 · 8 · 4096² · 4 bytes = 1 GiB
+    assert "stablehlo.while" not in fits
+    assert "x4096x4096xf32>" in fits
+    assert "stablehlo.while" in exceeds
+    assert "4112x4112" not in exceeds
+
+
+def test_blocks_multiply_in_the_type_of_the_input_and_sum_in_float32_on_accelerators():
+    query, key = (jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16) for _ in range(2))
+    attend = lambda q, k: dot_product_attention(q, k, k, implementation="blockwise").astype(jnp.float32)  # noqa: E731
+    gradient = jax.jit(jax.grad(lambda *inputs: (attend(*inputs) ** 2).sum(), (0, 1)))
+    program = export.export(gradient, platforms=["tpu"])(query, key).mlir_module()
+    tensor = r"tensor<[0-9x]*x(\w+?)>"
+    products = re.findall(rf"stablehlo.dot_general .* : \({tensor}, {tensor}\) -> {tensor}", program)
+    products = [tuple(shape.rpartition("x")[2] for shape in shapes) for shapes in products]
+    assert products.count(("bf16", "bf16", "f32")) == 7
+    assert {types for types in products if "bf16" in types} == {("bf16", "bf16", "f32")}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_what_accelerators_compute_is_as_accurate_as_dense(dtype):
+    query, key, value, gradient = draw(0, *[(2, 300, 2, 16)] * 4, dtype=dtype)
+    errors = {}
+    for name, kernel in (("blockwise", blockwise), ("small", small)):
+        one = dataclasses.replace(checked_call(query, key, value, masks.Causal()), platform="tpu")
+        context, lse = jax.jit(kernel.forward)(one)
+        gradients = jax.jit(kernel.backward)(one, context, lse, gradient)
+        inputs = [array.astype(jnp.float32) for array in (query, key, value)]
+        expected, vjp = jax.vjp(lambda *inputs: KERNELS["dense"](*inputs, masks.Causal()), *inputs)
+        expected = (expected, *vjp(gradient.astype(jnp.float32)))
+        came = (context, *gradients[:3])
+        errors[name] = [relative_error(a, np.asarray(b)) for a, b in zip(came, expected, strict=True)]
+    eps = float(jnp.finfo(dtype).eps)
+    assert all(error < 1.1 * max(small, eps / 2) for error, small in zip(*errors.values(), strict=True)), errors
+
+
+def test_no_whole_array_is_converted_to_float32():
+    (query,) = draw(0, (2, 300, 2, 16), dtype=jnp.bfloat16)
+    one = checked_call(query, query, query, masks.Causal())
+    for platform in ("cpu", "tpu"):
+        program = str(jax.make_jaxpr(blockwise.forward)(dataclasses.replace(one, platform=platform)))
+        assert "bf16[2,300,2,16]" in program
+        assert "f32[2,300,2,16]" not in program.replace("bf16", "")
+
+
+def test_the_weights_are_normalized_in_full_precision_wherever_products_are_not():
+    assert "HIGHEST" in lowered("tpu", 64, dtype=jnp.float32)
+
+
+def test_where_the_data_lies_decides_and_rocm_is_not_cuda(monkeypatch):
+    def on(platform, version=""):
+        device = SimpleNamespace(platform=platform, client=SimpleNamespace(platform_version=version))
+        return SimpleNamespace(devices=lambda: [device])
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert platforms.platform_of(jnp.ones(3)) == "cpu"
+    assert platforms.platform_of(on("tpu")) == "tpu"
+    assert platforms.platform_of(on("gpu", "cuda 13000")) == "cuda"
+    assert platforms.platform_of(on("gpu", "rocm 60300")) == "rocm"
+    with jax.default_device("cpu"):
+        assert jax.eval_shape(lambda x: jnp.zeros(len(platforms.platform_of(x))), jnp.ones(3)).shape == (3,)
+
+
+def test_the_explanation_is_that_of_the_platform_on_which_the_arrays_lie(monkeypatch):
+    heads, few = jnp.zeros((1, 1024, 2, 8), jnp.bfloat16), jnp.zeros((1, 90, 2, 8), jnp.bfloat16)
+    for platform in ("cuda", "rocm", "tpu"):
+        monkeypatch.setattr(call, "platform_of", lambda array, platform=platform: platform)
+        assert explain_implementation(heads, heads, heads).startswith("dense runs: 8 MB of scores fit in memory")
+        assert explain_implementation(few, few, few).startswith("dense runs: 90 × 90 scores in each of 2 heads are few")
+        assert f"native does not: is for CPUs, and this is a {platform}" in explain_implementation(heads, heads, heads)
+        monkeypatch.setattr(small, "LITTLE_MEMORY", 4 * 1024 * 2047)
+        assert explain_implementation(heads, heads, heads).startswith("blockwise runs: its memory is linear")
+        monkeypatch.setattr(small, "LITTLE_MEMORY", 4 * 1024 * 2048)
+    monkeypatch.setattr(call, "platform_of", lambda array: "rocm")
+    assert "cudnn does not: needs an NVIDIA GPU, and this is a rocm" in explain_implementation(heads, heads, heads)
+
+
+def test_dense_is_chosen_for_few_scores_per_head_and_for_few_in_all():
+    def chosen(B, T, H):
+        heads = jax.ShapeDtypeStruct((B, T, H, 8), jnp.float32)
+        return jax.eval_shape(lambda x: (names.append(attention.choose(checked_call(x, x, x))[0]), x)[1], heads)
+
+    names = []
+    for sizes in ((64, 96, 16), (1, 97, 1), (64, 97, 16)):
+        chosen(*sizes)
+    # Few per head, however many heads; few in all; neither.
+    assert names[0] == "dense"
+    assert names[2] in ("native", "blockwise")
+    one = checked_call(*[jnp.zeros((1, 97, 1, 8))] * 3)
+    assert small.unsupported(one) is None
+    assert names[1] == ("native" if "native" in KERNELS else "dense")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "default"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_blocks_never_have_more_scores_than_asked(monkeypatch, platform, devices):
+    for module in (blocks, platforms):
+        monkeypatch.setattr(module, "device_count", lambda platform: devices)
+    most = blocks.SCORES_CPU if (platform, devices) == ("cpu", 1) else blocks.SCORES_ACCELERATOR * devices
+    for B, K, G in ((1, 1, 1), (8191, 4, 8), (127, 3, 7), (2, 61, 1), (31, 1, 33), (3001, 32, 1)):
+        for T in (1, 100, 513, 4096):
+            query, key = (jax.ShapeDtypeStruct((B, T, heads, 8), jnp.float32) for heads in (K * G, K))
+            one = call.AttentionCall(query, key, key, platform=platform)
+            cut = blocks.choose_blocks(one, T, T)
+            assert np.prod((*cut.heads, cut.outer, cut.inner)) <= max(most, 512 * 512)
+            assert np.prod(cut.heads) * np.prod(cut.head_counts) == B * K * G
+            assert cut.outer * cut.outer_count >= T
+
+
+@pytest.fixture
+def nvidia(monkeypatch):
+    """Pretend that this process has a Hopper GPU, and let XLA compute what cuDNN is asked for."""
+    calls, real = [], jax.nn.dot_product_attention
+
+    def attend(query, key, value, *, implementation, **options):
+        assert implementation == "cudnn"
+        assert {array.dtype for array in (query, key, value)} <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
+        calls.append(options)
+        # A marker for programs that are lowered, not run.
+        return real(query, key, value, implementation="xla", **options) + 0 * jnp.sin(query)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (9, 0))
+    jax.clear_caches()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # for XLA's, not ours
+        yield calls
+    jax.clear_caches()
+
+
+CUDNN_MASKS = {
+    "none": None,
+    "causal": masks.Causal(),
+    "window": masks.SlidingWindow(5),
+    "one key": masks.SlidingWindow(1),
+    "lengths": masks.Lengths(jnp.array([[3, 0, 70], [64, 1, -2]])),
+    "causal lengths": masks.Causal() & masks.Lengths(jnp.array([[3, 0, 70], [64, 1, 2]])),
+    "lengths causal": masks.Lengths(jnp.array(17)) & masks.Causal(),
+}
+
+
+def on_cuda(*args, **options):
+    return dataclasses.replace(checked_call(*args, **options), platform="cuda")
+
+
+@pytest.mark.parametrize("kind", CUDNN_MASKS)
+def test_what_cudnn_is_asked_for_is_what_dense_computes(nvidia, kind):
+    query, key, value = draw_heads(0, (2, 3), 64, 64, H=4, K=2, D=8, D_v=8, dtype=jnp.bfloat16)
+    one = on_cuda(query, key, value, CUDNN_MASKS[kind])
+    assert cudnn.unsupported(one) is None
+    assert transforms.choose(one) == "cudnn"
+    context, lse = jax.jit(cudnn.forward)(one)
+    (gradient,) = draw(1, context.shape, dtype=jnp.bfloat16)
+    gradients = jax.jit(cudnn.backward)(one, context, lse, gradient)
+    expected, vjp = jax.vjp(lambda *inputs: KERNELS["dense"](*inputs, CUDNN_MASKS[kind]), query, key, value)
+    for came, right in zip((context, *gradients[:3]), (expected, *vjp(gradient)), strict=True):
+        assert came.dtype == jnp.bfloat16
+        chex.assert_trees_all_close(came.astype(jnp.float32), right.astype(jnp.float32), atol=0.06, rtol=0.01)
+    assert relative_error(context, attend64(query, key, value, mask_array(kind))[0]) < 0.01
+
+
+def mask_array(kind):
+    mask = CUDNN_MASKS[kind]
+    return None if mask is None else mask.with_heads().array(64, 64)
+
+
+def test_cudnn_gets_inputs_of_three_axes_under_vmap_and_a_scale_that_is_an_array(nvidia):
+    query, key, value = draw_heads(0, (), 64, 64, H=4, K=2, D=8, D_v=8, dtype=jnp.bfloat16)
+    queries = jnp.stack([query, -query, 2 * query])
+
+    def run(query, scale):
+        one = on_cuda(query, key, value, masks.Causal(), scale=scale)
+        assert cudnn.unsupported(one) is None
+        return transforms.map_as_batch(lambda one: cudnn.forward(one)[0], one)
+
+    expected = KERNELS["dense"](queries, *[jnp.stack([x] * 3) for x in (key, value)], masks.Causal(), scale=0.5)
+    for axis in (0, 1):
+        moved = jnp.moveaxis(queries, 0, axis)
+        came = jax.jit(jax.vmap(run, (axis, None)))(moved, jnp.float32(0.5))
+        chex.assert_trees_all_close(came.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
+    assert nvidia[-1]["scale"] == 1.0
+
+
+def test_the_cudnn_branch_is_lowered_for_cuda_and_nowhere_else(nvidia):
+    assert "stablehlo.sine" in lowered("cuda", 128, mask=masks.Causal())
+    for platform in ("tpu", "rocm", "cpu"):
+        implementation = "blockwise" if platform == "cpu" else None
+        assert "stablehlo.sine" not in lowered(platform, 128, mask=masks.Causal(), implementation=implementation)
+    (x,) = draw(0, (1, 128, 1, 8), dtype=jnp.bfloat16)
+    # Arrays on the CPU stay with its kernels.
+    assert not explain_implementation(x, x, x).startswith("cudnn")
+    chex.assert_trees_all_close(dot_product_attention(x, x, x), KERNELS["dense"](x, x, x), atol=0.02)
+
+
+def test_without_a_gpu_in_this_process_exports_for_cuda_use_no_cudnn():
+    program = lowered("cuda", 128, mask=masks.Causal())
+    assert "custom_call" not in program
+
+
+def refused_by(**changes):
+    sizes = {"T": 64, "S": 64, "D": 16, "D_v": 16, "dtype": jnp.bfloat16} | {
+        name: changes.pop(name) for name in ("T", "S", "D", "D_v", "dtype") if name in changes
+    }
+    query, key, value = draw_heads(0, H=2, K=2, **sizes)
+    return cudnn.unsupported(on_cuda(query, key, value, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"D": 256, "D_v": 256}, None),
+        ({"D": 264, "D_v": 264}, "multiple of 8 up to 256"),
+        ({"D": 12, "D_v": 12}, "multiple of 8"),
+        ({"D_v": 8}, "one width"),
+        ({"T": 63}, "gradients for even numbers of queries and keys only, not for 63 and 64"),
+        ({"S": 1}, "even numbers"),
+        ({"dtype": jnp.float32}, "float16 and bfloat16 only"),
+        ({"return_weights": True}, "does not store the weights"),
+        ({"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}, "would drop other weights"),
+        ({"bias": jnp.zeros((64, 64))}, "bias"),
+        ({"mask": masks.Causal(1)}, "without an offset"),
+        ({"mask": masks.Causal(jnp.array(0))}, "without an offset"),
+        ({"mask": masks.Causal(), "S": 66}, "without an offset"),
+        ({"mask": masks.Lengths(jnp.array([5, 6])), "S": 66}, None),
+        ({"mask": masks.SlidingWindow(4) & masks.Lengths(jnp.array([5, 6]))}, "supports Causal"),
+        ({"mask": masks.Causal() | masks.Lengths(jnp.array([5, 6]))}, "supports Causal"),
+        ({"mask": masks.Causal() & masks.Segments(jnp.zeros(64, int))}, "supports Causal"),
+        ({"mask": jnp.ones((64, 64), bool)}, "supports Causal"),
+    ],
+)
+def test_cudnn_names_the_rule_that_a_call_breaks(nvidia, changes, words):
+    reason = refused_by(**changes)
+    assert reason is None if words is None else words in reason
+
+
+def test_cudnn_depends_on_the_chip_and_on_what_jax_accepts(nvidia, monkeypatch):
+    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (8, 0))
+    assert refused_by() is None
+    assert "up to 128 on this GPU" in refused_by(D=136, D_v=136)
+    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (7, 5))
+    assert "needs compute capability 8.0, and this GPU has 7.5" in refused_by()
+    monkeypatch.setattr(cudnn, "cuda_capability", lambda: None)
+    assert "only where there is an NVIDIA GPU" in refused_by()
+
+
+def test_what_jax_refuses_is_not_chosen(monkeypatch):
+    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (9, 0))
+    # On a CPU, JAX's own checks find no cuDNN.
+    assert "is refused by JAX" in refused_by()
+
+
+def test_the_lowest_capability_of_the_gpus_counts(monkeypatch):
+    gpus = [SimpleNamespace(compute_capability=version) for version in ("9.0", "8.6", "10.0")]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: gpus)
+    assert platforms.cuda_capability() == (8, 6)
+    monkeypatch.undo()
+    assert platforms.cuda_capability() is None
