@@ -1,18 +1,26 @@
 """Random arrays and masks, and the kernels that all tests of kernels run against."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxattn import dot_product_attention, masks
+from jaxattn.kernels import transforms
+from jaxattn.kernels.call import checked_call
 from jaxattn.kernels.native import library
 
-# "small" is what is chosen for few scores; the tests of kernels allow it at any size.
+
+def small(*args, **options):
+    """Run the kernel for few scores, at any size."""
+    return transforms.attend(dataclasses.replace(checked_call(*args, **options), implementation="small"))
+
+
 KERNELS = {
     "dense": functools.partial(dot_product_attention, implementation="dense"),
     "blockwise": functools.partial(dot_product_attention, implementation="blockwise"),
-    "small": dot_product_attention,
+    "small": small,
 }
 if library.missing() is None:
     KERNELS["native"] = functools.partial(dot_product_attention, implementation="native")

@@ -1,0 +1,129 @@
+"""Large and small numbers, and many of them: every kernel gives what float64 gives."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import KERNELS, draw
+
+from jaxattn import attention, masks
+from jaxattn.kernels import blocks
+from jaxattn.kernels.call import checked_call
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "SIDE", 32)
+        patch.setattr(attention, "FEW_SCORES_PER_HEAD", 0)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+@pytest.fixture(params=KERNELS)
+def attend(request):
+    return KERNELS[request.param]
+
+
+# The native kernel still keeps the logsumexp in one number, and scales before it subtracts.
+EXACT = sorted(set(KERNELS) - {"native"})
+
+
+def with_gradients(attend, query, key, value, gradient, mask=None, **options):
+    context, vjp = jax.vjp(lambda *inputs: attend(*inputs, mask, **options), query, key, value)
+    return context, *vjp(gradient)
+
+
+def float64(query, key, value, gradient, mask=None, **options):
+    mask = None if mask is None else mask.array(query.shape[1], key.shape[1])
+    context, _ = oracle.attend(query, key, value, mask, **options)
+    return context, *oracle.gradients(query, key, value, gradient, mask, **options)[:3]
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("size", [1e4, 1e5, 1e6])
+@pytest.mark.parametrize("scale", [0.25, -0.25])
+def test_weights_are_as_right_for_scores_of_a_million_as_for_scores_of_one(kernel, size, scale):
+    # Whole numbers, whose products float32 holds exactly: close scores differ by a few units, and none is rounded.
+    query, key, value, gradient = draw(0, *[(1, 70, 2, 4)] * 4)
+    shift = round((size / abs(scale)) ** 0.5)
+    query = jnp.round(query).at[..., 0].set(shift)
+    key = jnp.round(key).at[..., 0].set(shift)
+    came = with_gradients(KERNELS[kernel], query, key, value, gradient, masks.Causal(), scale=scale)
+    expected = float64(query, key, value, gradient, masks.Causal(), scale=scale)
+    for name, a, b in zip(("context", "query", "key", "value"), came, expected, strict=True):
+        # The gradients of query and key are differences of numbers as large as the keys and queries.
+        largest = np.abs(b).max() if name in ("context", "value") else shift
+        assert np.abs(a - b).max() < 4e-6 * largest, name
+
+
+@pytest.mark.parametrize("size", [1e-34, 1e-30, 1e28, 1e34])
+def test_values_and_gradients_of_all_magnitudes_survive(attend, size):
+    query, key, value, gradient = draw(0, *[(1, 70, 2, 4)] * 4)
+    for of_value, of_gradient in ((size, 1.0), (1.0, size)):
+        arrays = query, key, value * of_value, gradient * of_gradient
+        came, expected = (f(*arrays, masks.Causal()) for f in (lambda *a: with_gradients(attend, *a), float64))
+        for a, b in zip(came, expected, strict=True):
+            # Processors round what is below the smallest normal number to 0.
+            assert np.abs(a - b).max() < 1e-5 * np.abs(b).max() + 70 * float(jnp.finfo(jnp.float32).tiny)
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("size", [1e3, 1e9, 1e30, -1e30, -3.4e38])
+def test_a_bias_of_any_size_counts_in_the_largest_score(kernel, size):
+    attend = KERNELS[kernel]
+    query, key, value, gradient = draw(0, *[(1, 70, 2, 4)] * 4)
+    bias = jnp.zeros((70, 70)).at[:, 1::2].set(size)
+    came, expected = (with_gradients(f, query, key, value, gradient, bias=bias) for f in (attend, KERNELS["dense"]))
+    chex.assert_tree_all_finite(came)
+    chex.assert_trees_all_close(came, expected, atol=3e-5)
+    every = jnp.full((70, 70), size)  # the same for all keys
+    if abs(size) < 1e9:
+        came = with_gradients(attend, query, key, value, gradient, bias=every)
+        chex.assert_trees_all_close(came, with_gradients(attend, query, key, value, gradient), atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [-1.0, -20.0, 0.0, 1e-42])
+def test_scales_below_zero_and_of_zero(attend, scale):
+    query, key, value, gradient = draw(0, *[(1, 70, 2, 4)] * 4)
+    came = with_gradients(attend, query, key, value, gradient, scale=scale)
+    expected = float64(query, key, value, gradient, scale=scale)
+    for a, b in zip(came, expected, strict=True):
+        assert np.abs(a - b).max() < 4e-6 * max(1, abs(scale)) * max(1, np.abs(b).max())
+
+
+@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"dense", "small"}))
+@pytest.mark.parametrize("mask", [masks.Causal(), masks.SlidingWindow(20), masks.Lengths(jnp.array([40]))])
+def test_blocks_in_which_all_is_masked_are_not_computed(kernel, mask):
+    query, key, value, gradient = draw(0, *[(1, 400, 2, 4)] * 4)
+    # 0 · NaN is NaN, so a block of keys that is computed shows in the context.
+    first = 256
+    bad_key, bad_value = (array.at[:, first:].set(jnp.nan) for array in (key, value))
+    expected = KERNELS["dense"](query, key, value, mask)
+    came = KERNELS[kernel](query, bad_key, bad_value, mask)
+    visible = 400 if isinstance(mask, masks.Lengths) else first // 2  # no block reaches further
+    chex.assert_trees_all_close(came[:, :visible], expected[:, :visible], atol=1e-5)
+    # And a block of queries shows in the gradients of earlier keys.
+    if isinstance(mask, masks.SlidingWindow):
+        bad_query = query.at[:, first:].set(jnp.nan)
+        came, expected = (with_gradients(KERNELS[kernel], q, key, value, gradient, mask) for q in (bad_query, query))
+        for a, b in zip(came[2:], expected[2:], strict=True):
+            chex.assert_trees_all_close(a[:, :visible], b[:, :visible], atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"dense", "small"}))
+def test_positions_do_not_overflow_where_scores_number_more_than_a_32_bit_integer_holds(monkeypatch, kernel):
+    monkeypatch.setattr(blocks, "SIDE", 512)
+    T, size = 2**16, 16
+    query, key, value = draw(0, *[(T, 1, 2)] * 3)
+    mask = masks.SlidingWindow(size)
+    assert checked_call(query, key, value, mask).num_scores > 2**31
+    context, of_value = jax.value_and_grad(
+        lambda value: KERNELS[kernel](query, key, value, mask)[-1].sum(), has_aux=False
+    )(value)
+    last = KERNELS["dense"](query[-size:], key[-size:], value[-size:], masks.Causal())
+    chex.assert_trees_all_close(context, last[-1].sum(), rtol=1e-5)
+    assert np.flatnonzero(np.asarray(of_value).any((1, 2))).tolist() == list(range(T - size, T))
