@@ -1,20 +1,13 @@
 """Attention with many heads: check the arguments, choose a kernel, run it, explain the choice."""
 
-import math
-from types import ModuleType
 from typing import Any, Literal, Unpack, overload
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from jaxattn.kernels import blockwise, cudnn, dense, few_queries, native, transforms
+from jaxattn.kernels import dense, transforms
 from jaxattn.kernels.call import AttentionCall, Implementation, Options, checked_call
-
-KERNELS: dict[str, ModuleType] = {"cudnn": cudnn, "dense": dense, "native": native, "blockwise": blockwise}
-
-# Up to this many scores per head, dense is fastest for any number of heads; measured by `jaxattn benchmark`.
-FEW_SCORES_PER_HEAD = 96 * 96
+from jaxattn.kernels.choice import choose, explain, has_few_scores_per_head
 
 Query = Float[Array, "*batch T H D"]
 Key = Float[Array, "*batch S K D"]
@@ -120,19 +113,13 @@ def explain_implementation(*args: Any, **options: Any) -> str:
         >>> print(explain_implementation(heads, heads, heads, masks.Causal()).splitlines()[0])
         native runs: it is the fastest on a CPU
     """
-    call = checked_call(*args, **options)
-    chosen, reason = choose(call)
-    others = dict.fromkeys(KERNELS, f"{chosen} was chosen")
-    others["dense"] = f"would store {call.num_scores} weights, {_megabytes(call)} MB in {jnp.dtype(call.wide).name}"
-    why = {name: kernel.unsupported(call) or others[name] for name, kernel in KERNELS.items() if name != chosen}
-    return "\n".join([f"{chosen} runs: {reason}", *(f"{name} does not: {reason}" for name, reason in why.items())])
+    return explain(checked_call(*args, **options))
 
 
 def attend(call: AttentionCall) -> Array:
     """Compute the context of a checked call."""
-    chosen, _ = choose(call)
     # This choice depends on neither the batch nor the platform: run plain JAX, with all derivatives.
-    if chosen == "dense" and (call.implementation == "dense" or _has_few_scores_per_head(call)):
+    if choose(call) == "dense" and (call.implementation == "dense" or has_few_scores_per_head(call)):
         return dense.attend(call).context
     return transforms.attend(call)
 
@@ -141,39 +128,3 @@ def attend_with_steps(call: AttentionCall) -> dense.Steps:
     """Compute every step of a checked call that returns weights."""
     choose(call)
     return dense.attend(call)
-
-
-def choose(call: AttentionCall) -> tuple[str, str]:
-    """Return the name of the kernel that runs where the data lies, and why."""
-    asked = call.implementation
-    if asked is not None:
-        if asked not in KERNELS:
-            known = ", ".join(f"'{name}'" for name in KERNELS)
-            raise ValueError(f"implementation={asked!r} is not known: write one of {known}, or None to choose")
-        reason = KERNELS[asked].unsupported(call)
-        if reason is not None:
-            raise ValueError(f"implementation={asked!r} {reason}: write implementation=None to choose")
-        return asked, "implementation asks for it"
-    if call.return_weights:
-        return "dense", "it alone returns the weights"
-    T, S, _, _ = call.sizes
-    few = f"{T} × {S} scores in each of {call.num_scores // max(1, T * S)} heads are few"
-    if _has_few_scores_per_head(call):
-        return "dense", few
-    reasons = {
-        "cudnn": "NVIDIA's kernel supports this call",
-        "native": "it is the fastest on a CPU",
-        "small": few if call.platform == "cpu" else f"{_megabytes(call)} MB of scores fit in memory",
-        "blockwise": few_queries.reason(call) or "its memory is linear in the tokens",
-    }
-    chosen = transforms.choose(call)
-    return "dense" if chosen == "small" else chosen, reasons[chosen]
-
-
-def _has_few_scores_per_head(call: AttentionCall) -> bool:
-    return math.prod(call.sizes[:2]) <= FEW_SCORES_PER_HEAD and few_queries.unsupported(call) is not None
-
-
-def _megabytes(call: AttentionCall) -> str:
-    """Return how much memory the scores take."""
-    return f"{jnp.dtype(call.wide).itemsize * call.num_scores / 1e6:.0f}"

@@ -45,7 +45,7 @@ class Blocks(NamedTuple):
     inner_count: int
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> Index:
         """How many steps the outer loop takes."""
         return math.prod(self.head_counts) * self.outer_count
 
@@ -96,8 +96,10 @@ def _cut_heads(shape: tuple[int, ...], fitting: float) -> tuple[int, ...]:
     heads: list[int] = []
     for n in reversed(shape):
         whole = all(block == size for block, size in zip(heads, reversed(shape), strict=False))
-        divisors = [d for d in range(1, n + 1) if n % d == 0 and d <= max(fitting, 1)]
-        heads.append(max(divisors, default=1) if whole else 1)
+        # An export may leave a size open.
+        known = isinstance(n, int)
+        divisors = [d for d in range(1, n + 1) if n % d == 0 and d <= max(fitting, 1)] if known and whole else []
+        heads.append(max(divisors, default=1))
         fitting /= heads[-1]
     return tuple(reversed(heads))
 
@@ -111,6 +113,6 @@ def _unravel(index: Index, shape: tuple[int, ...]) -> list[Index]:
     """Like `jnp.unravel_index`, but an axis of 1 gives a plain 0, which the compiler need not compute."""
     places: list[Index] = []
     for size in reversed(shape):
-        places.append(index % size if size > 1 else 0)
-        index = index // size if size > 1 else index
+        places.append(index % size if size != 1 else 0)
+        index = index // size if size != 1 else index
     return places[::-1]

@@ -23,6 +23,8 @@ def unsupported(call: AttentionCall) -> str | None:
         return "would read keys that are masked"
     if call.platform == "cpu" and call.sizes[0] <= FEW_QUERIES:
         return None
+    if not isinstance(call.num_scores, int):
+        return "is for a number of scores that is known"
     most = FEW_SCORES_IN_ALL if call.platform == "cpu" else LITTLE_MEMORY // np.dtype(call.wide).itemsize
     return f"is for up to {most} scores in all, not {call.num_scores}" if call.num_scores > most else None
 

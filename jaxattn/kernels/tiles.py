@@ -96,7 +96,7 @@ def pad_entries(array: Array, T: int, S: int) -> Array:
 
 def take(array: Array, start: tuple[Index, ...], size: tuple[int, ...]) -> Array:
     """Return the tile of an array that begins at `start`."""
-    size = tuple(min(pair) for pair in zip(array.shape, size, strict=True))
+    size = tuple(1 if n == 1 else length for n, length in zip(array.shape, size, strict=True))
     return lax.dynamic_slice(array, _with_zeros(array, start), size)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import chex
@@ -13,8 +14,8 @@ from cases import KERNELS, draw, draw_heads, relative_error
 from jax import export
 from oracle import attend as attend64
 
-from jaxattn import attention, dot_product_attention, explain_implementation, masks
-from jaxattn.kernels import blocks, blockwise, call, cudnn, platforms, small, transforms
+from jaxattn import dot_product_attention, explain_implementation, masks
+from jaxattn.kernels import blocks, blockwise, call, choice, cudnn, platforms, small, transforms
 from jaxattn.kernels.call import checked_call
 
 
@@ -107,7 +108,7 @@ def test_the_explanation_is_that_of_the_platform_on_which_the_arrays_lie(monkeyp
 def test_dense_is_chosen_for_few_scores_per_head_and_for_few_in_all():
     def chosen(B, T, H):
         heads = jax.ShapeDtypeStruct((B, T, H, 8), jnp.float32)
-        return jax.eval_shape(lambda x: (names.append(attention.choose(checked_call(x, x, x))[0]), x)[1], heads)
+        return jax.eval_shape(lambda x: (names.append(choice.choose(checked_call(x, x, x))), x)[1], heads)
 
     names = []
     for sizes in ((64, 96, 16), (1, 97, 1), (64, 97, 16)):
@@ -118,6 +119,32 @@ def test_dense_is_chosen_for_few_scores_per_head_and_for_few_in_all():
     one = checked_call(*[jnp.zeros((1, 97, 1, 8))] * 3)
     assert small.unsupported(one) is None
     assert names[1] == ("native" if "native" in KERNELS else "dense")
+
+
+def test_few_queries_of_many_heads_run_dense_on_a_cpu():
+    query, key = jnp.zeros((1, 4, 32, 8)), jnp.zeros((1, 12_000, 4, 8))
+    few, more = (checked_call(array, key, key) for array in (query, jnp.zeros((1, 5, 32, 8))))
+    assert small.unsupported(few) is None
+    assert "is for up to 131072 scores" in small.unsupported(more)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("T", [20, 150])
+def test_programs_for_all_platforms_and_batches_are_exported_serialized_and_run_here(implementation, T):
+    (query,) = draw(0, (3, T, 2, 4))
+    run = lambda q: dot_product_attention(q, q, q, masks.Causal(), implementation=implementation)  # noqa: E731
+    shape = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), T, 2, 4), jnp.float32)
+    exported = export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(shape)
+    if find_spec("flatbuffers"):  # without it JAX cannot serialize
+        exported = export.deserialize(exported.serialize())
+    chex.assert_trees_all_close(exported.call(query), run(query), atol=1e-6)
+
+
+def test_an_export_may_leave_the_number_of_tokens_open():
+    shape = jax.ShapeDtypeStruct((2, *export.symbolic_shape("t"), 2, 4), jnp.float32)
+    exported = export.export(jax.jit(lambda q: dot_product_attention(q, q, q, masks.Causal())))(shape)
+    (query,) = draw(0, (2, 30, 2, 4))
+    chex.assert_trees_all_close(exported.call(query), KERNELS["dense"](query, query, query, masks.Causal()), atol=1e-6)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "default"])

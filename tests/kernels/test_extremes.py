@@ -8,8 +8,8 @@ import oracle
 import pytest
 from cases import KERNELS, draw
 
-from jaxattn import attention, masks
-from jaxattn.kernels import blocks
+from jaxattn import masks
+from jaxattn.kernels import blocks, choice
 from jaxattn.kernels.call import checked_call
 
 
@@ -17,7 +17,7 @@ from jaxattn.kernels.call import checked_call
 def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SIDE", 32)
-        patch.setattr(attention, "FEW_SCORES_PER_HEAD", 0)
+        patch.setattr(choice, "FEW_SCORES_PER_HEAD", 0)
         jax.clear_caches()
         yield
     jax.clear_caches()

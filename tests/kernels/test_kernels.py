@@ -10,8 +10,8 @@ from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxattn import assert_causal, attention, dropout, masks
-from jaxattn.kernels import blocks, small
+from jaxattn import assert_causal, dropout, masks
+from jaxattn.kernels import blocks, choice, small
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -20,7 +20,7 @@ def small_blocks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "SIDE", 32)
         patch.setattr(blocks, "SCORES_CPU", 2048)
-        patch.setattr(attention, "FEW_SCORES_PER_HEAD", 0)
+        patch.setattr(choice, "FEW_SCORES_PER_HEAD", 0)
         patch.setattr(small, "FEW_SCORES_IN_ALL", 2**30)
         jax.clear_caches()
         yield

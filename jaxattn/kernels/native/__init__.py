@@ -36,6 +36,8 @@ def unsupported(call: AttentionCall) -> str | None:
     if not on_one_device(call.platform):
         devices = device_count(call.platform)
         return f"would gather what {devices} devices share: call it inside jax.shard_map, over all mesh axes"
+    if not all(isinstance(n, int) for n in (*call.batch, *call.sizes)):
+        return "needs sizes that are known"
     if len(call.batch) > 8:
         return f"takes up to 8 batch axes, not {len(call.batch)}"
     code = encode_mask(call.mask)
