@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from jaxattn.attention import attend, attend_with_steps
 from jaxattn.cache import Cache
 from jaxattn.checks import as_tokens, check_kv_heads, features_per_head
 from jaxattn.kernels.call import Implementation, checked_call
-from jaxattn.masks import Causal, Mask, Segments, SlidingWindow, combine
+from jaxattn.masks import Causal, Lengths, Mask, Segments, SlidingWindow, combine
 from jaxattn.ring import Ring, ring_attention
 from jaxattn.rotary import rotate
 from jaxattn.stages import Output, choose_dropout_key, sow_steps
@@ -49,9 +50,9 @@ class AttentionLayer(nn.Module):
         positions: position of each token `(..., T)` for the rotation; None counts from 0, or from the end of the cache.
         decode: attend to the tokens of earlier calls as well, kept in the collection "cache" (pass
             `mutable=["cache"]`), any number of tokens at a time. It is always causal, whatever `mask` says. Where the
-            cache has no room left, the output is NaN.
+            cache has had no room for all tokens, the output is NaN.
         lengths: with `decode`, how many of the T tokens are real in each example `(...)`; the others are padding at the
-            end.
+            end, which is not cached. Traced lengths outside 0 … T give NaN, from then on.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -100,7 +101,7 @@ class AttentionLayer(nn.Module):
         decode: bool = False,
         lengths: Int[Array, "..."] | None = None,
     ) -> Output:
-        x, source = self._checked(x, context, positions, decode, lengths)
+        x, source, lengths = self._checked(x, context, positions, decode, lengths)
         kv_heads = check_kv_heads(self.num_heads, self.num_kv_heads)
         query = self._heads("query", x, self.num_heads)  # (..., T, H, D)
         key, value = (self._heads(name, source, kv_heads) for name in ("key", "value"))  # (..., S, K, D)
@@ -109,12 +110,14 @@ class AttentionLayer(nn.Module):
         cached = self._cached(key).length if decode else jnp.zeros(x.shape[:-2], jnp.int32)
         if self.rotary_base is not None:
             if positions is None:
-                positions = cached[..., None] + jnp.arange(x.shape[-2]).reshape((1,) * cached.ndim + (-1,))
+                places = jnp.arange(x.shape[-2], dtype=jnp.int32)
+                positions = cached[..., None] + places.reshape((1,) * cached.ndim + (-1,))
             query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
         combined = combine(self.mask, mask)
         if decode:
-            key, value = self._extended(key, value, lengths)
-            combined = Causal(cached) if combined is None else Causal(cached) & combined.shifted(cached)
+            cache = self._extended(key, value, lengths)
+            key, value = cache.key, cache.value
+            combined = self._decoding_mask(mask, cached, x.shape[-2], None if lengths is None else cache.length)
         dropout_key = choose_dropout_key(self, self.dropout_rate, deterministic, dropout_key)
         options = {
             "dropout_rate": 0.0 if dropout_key is None else self.dropout_rate,
@@ -134,7 +137,10 @@ class AttentionLayer(nn.Module):
             attended = attend(checked_call(query, key, value, combined, **options))
         sow_steps(self, query, key, value, combined, **options)
         # (..., T, H, D) -> (..., T, features)
-        output = self._dense("out", self.features, True)(attended.reshape(*x.shape[:-1], self.features))
+        output = self._dense("out", attended.reshape(*x.shape[:-1], self.features), self.features, True)
+        if decode:
+            output = jnp.where(cache.is_whole[..., None, None], output, jnp.nan)
+            weights = None if weights is None else jnp.where(cache.is_whole[..., None, None, None], weights, jnp.nan)
         return output if weights is None else (output, weights)
 
     def _check_ring(self, mask: Any, dropout_key: Array | None, needs_one_device: bool) -> None:
@@ -144,25 +150,26 @@ class AttentionLayer(nn.Module):
                 "other than masks.Segments(ids): write AttentionLayer(ring=None) for these"
             )
 
-    def _dense(self, name: str, features: int, use_bias: bool) -> nn.Dense:
-        return nn.Dense(
+    def _dense(self, name: str, x: Array, features: int, use_bias: bool) -> Array:
+        dense = nn.Dense(
             features,
             use_bias,
-            dtype=self.dtype,
+            dtype=x.dtype,
             param_dtype=self.param_dtype,
             precision=self.precision,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             name=name,
         )
+        return dense(x)
 
     def _heads(self, name: str, x: Array, heads: int) -> Array:
         """Project and split: (..., T, d_in) -> (..., T, heads, D)."""
         width = features_per_head(self.num_heads, self.features)
-        return self._dense(name, heads * width, self.use_bias)(x).reshape(*x.shape[:-1], heads, width)
+        return self._dense(name, x, heads * width, self.use_bias).reshape(*x.shape[:-1], heads, width)
 
     def _normalized(self, name: str, heads: Array) -> Array:
-        return nn.LayerNorm(use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(heads)
+        return nn.LayerNorm(use_bias=False, dtype=heads.dtype, param_dtype=self.param_dtype, name=name)(heads)
 
     def _cached(self, key: Array) -> Cache:
         """Return the cache, or an empty one."""
@@ -170,25 +177,31 @@ class AttentionLayer(nn.Module):
             return Cache(*(self.get_variable("cache", name) for name in Cache._fields))
         return Cache.empty(key, self.cache_length or 0)
 
-    def _extended(self, key: Array, value: Array, lengths: Array | None) -> tuple[Array, Array]:
+    def _extended(self, key: Array, value: Array, lengths: Array | None) -> Cache:
         """Append keys and values to those of earlier calls, and return all of them."""
         cache = self._cached(key)
         extended = cache if self.is_initializing() else cache.append(key, value, lengths)
         for name, array in extended._asdict().items():
             self.put_variable("cache", name, array)
-        return extended.key, extended.value
+        return extended
 
-    def _checked(self, x: Any, context: Any, positions: Any, decode: bool, lengths: Any) -> tuple[Array, Array]:
-        """Check the arguments; return the vectors of the queries and those of the keys and values."""
-        x = _vectors("x", x, self.dtype)
-        if lengths is not None and not decode:
-            raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to mask padding")
-        if lengths is not None and (
-            jnp.shape(lengths) != x.shape[:-2] or not jnp.issubdtype(jnp.result_type(lengths), jnp.integer)
-        ):
-            raise ValueError(
-                f"lengths is {lengths!r}, but must hold an integer for each example of x {x.shape}, {x.shape[:-2]}"
-            )
+    def _decoding_mask(self, mask: Any, cached: Array, T: int, filled: Array | None) -> Mask:
+        """Mask the keys after each token, those that are not filled, and what the masks of layer and call mask."""
+        # For one token, Lengths says the same as Causal, and more kernels support it.
+        causal = Lengths(cached + 1) if T == 1 else Causal(cached)
+        if T > 1 and filled is not None:
+            causal = causal & Lengths(filled)
+        is_implied = isinstance(self.mask, Causal) and isinstance(self.mask.offset, int) and self.mask.offset >= 0
+        combined = combine(None if is_implied else self.mask, mask)
+        return causal if combined is None else causal & combined.shifted(cached)
+
+    def _checked(
+        self, x: Any, context: Any, positions: Any, decode: bool, lengths: Any
+    ) -> tuple[Array, Array, Array | None]:
+        """Check the arguments; return the vectors of the queries, those of the keys and values, and the lengths."""
+        x = as_tokens("x", x)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        lengths = None if lengths is None else _checked_lengths(lengths, x, decode)
         if positions is not None and self.rotary_base is None:
             raise ValueError("positions are used by rotary_base alone: write AttentionLayer(rotary_base=10_000.0)")
         if decode and (context is not None or self.cache_length is None):
@@ -200,15 +213,28 @@ class AttentionLayer(nn.Module):
         if decode and not self.is_mutable_collection("cache"):
             raise ValueError('decode=True updates the cache: write layer.apply(..., decode=True, mutable=["cache"])')
         if context is None:
-            return x, x
+            return x, x, lengths
         if isinstance(self.mask, Causal | SlidingWindow) or self.rotary_base is not None:
             raise ValueError(
                 "context is another sequence, in which the positions of x mean nothing: write "
                 "AttentionLayer(mask=None, rotary_base=None) for cross-attention"
             )
-        return x, _vectors("context", context, self.dtype)
+        return x, as_tokens("context", context).astype(x.dtype), lengths
 
 
-def _vectors(name: str, x: Any, dtype: Any) -> Array:
-    x = as_tokens(name, x)
-    return x if dtype is None else x.astype(dtype)
+def _checked_lengths(lengths: Any, x: Array, decode: bool) -> Array:
+    """Check how many tokens are real; traced lengths are checked by the cache."""
+    if not decode:
+        raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to mask padding")
+    lengths, T = jnp.asarray(lengths), x.shape[-2]
+    if lengths.shape != x.shape[:-2] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths has shape {lengths.shape} and dtype {lengths.dtype}, but must hold an integer for each example "
+            f"of x {x.shape}, {x.shape[:-2]}"
+        )
+    if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 0) & (lengths <= T)).all():
+        raise ValueError(
+            f"lengths are {lengths.tolist()}, but x has {T} tokens, of which from 0 to {T} are real: write "
+            f"jnp.clip(lengths, 0, {T})"
+        )
+    return lengths
