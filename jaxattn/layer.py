@@ -201,7 +201,7 @@ class AttentionLayer(nn.Module):
         """Check the arguments; return the vectors of the queries, those of the keys and values, and the lengths."""
         x = as_tokens("x", x)
         x = x if self.dtype is None else x.astype(self.dtype)
-        lengths = None if lengths is None else _checked_lengths(lengths, x, decode)
+        lengths = None if lengths is None else checked_lengths(lengths, x.shape[:-1], decode)
         if positions is not None and self.rotary_base is None:
             raise ValueError("positions are used by rotary_base alone: write AttentionLayer(rotary_base=10_000.0)")
         if decode and (context is not None or self.cache_length is None):
@@ -222,19 +222,19 @@ class AttentionLayer(nn.Module):
         return x, as_tokens("context", context).astype(x.dtype), lengths
 
 
-def _checked_lengths(lengths: Any, x: Array, decode: bool) -> Array:
-    """Check how many tokens are real; traced lengths are checked by the cache."""
+def checked_lengths(lengths: Any, shape: tuple[int, ...], decode: bool) -> Array:
+    """Return how many tokens of each example `(..., T)` are real, as int32; traced lengths are checked by the cache."""
     if not decode:
         raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to mask padding")
-    lengths, T = jnp.asarray(lengths), x.shape[-2]
-    if lengths.shape != x.shape[:-2] or not jnp.issubdtype(lengths.dtype, jnp.integer):
+    lengths, (*batch, T) = jnp.asarray(lengths), shape
+    if lengths.shape != tuple(batch) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
-            f"lengths has shape {lengths.shape} and dtype {lengths.dtype}, but must hold an integer for each example "
-            f"of x {x.shape}, {x.shape[:-2]}"
+            f"lengths has shape {lengths.shape} and dtype {lengths.dtype}, but must hold an integer for each example, "
+            f"{tuple(batch)}"
         )
     if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 0) & (lengths <= T)).all():
         raise ValueError(
-            f"lengths are {lengths.tolist()}, but x has {T} tokens, of which from 0 to {T} are real: write "
+            f"lengths are {lengths.tolist()}, but there are {T} tokens, of which from 0 to {T} are real: write "
             f"jnp.clip(lengths, 0, {T})"
         )
-    return lengths
+    return lengths.astype(jnp.int32)

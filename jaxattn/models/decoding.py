@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from jaxattn.models.gpt import GPT
+from jaxattn.models.gpt import GPT, check_vocabulary, token_ids
 from jaxattn.models.sampling import Sampling, sample
 
 
@@ -20,8 +21,8 @@ class Prompts(NamedTuple):
     """The latest tokens of each prompt, from the left of the context on.
 
     Args:
-        window: `(..., L)`, with L the context length; padding on the right.
-        lengths: `(...)`, the number of tokens that are not padding.
+        window: `(..., L)`, with L the context length; 0 on the right of each prompt.
+        lengths: `(...)`, the number of tokens in each prompt.
         longest: the length of the longest prompt, at most L.
     """
 
@@ -40,44 +41,60 @@ class State(NamedTuple):
     cache: Any
 
 
-def make_prompts(prompt: Any, lengths: Any, context_length: int) -> Prompts:
+def make_prompts(prompt: Any, lengths: Any, context_length: int, vocab_size: int) -> Prompts:
     """Check prompts `(..., P)` and their lengths, and keep the latest tokens of each.
 
     Raises:
         ValueError: a prompt is empty or holds no token ids, or the lengths do not fit the prompts.
     """
-    prompt, L = jnp.asarray(prompt), context_length
+    L, is_known = context_length, _is_known(prompt) and _is_known(lengths)
+    # NumPy compiles nothing, so prompts of other shapes cost no time.
+    xp: Any = np if is_known else jnp
+    prompt = xp.asarray(prompt)
     if not jnp.issubdtype(prompt.dtype, jnp.integer):
         raise ValueError(f"prompt has dtype {prompt.dtype}, but must be token ids: write prompt.astype(jnp.int32)")
     if prompt.ndim == 0 or prompt.size == 0:
         raise ValueError(f"prompt has shape {prompt.shape}, but must hold at least one token, (..., P)")
     *batch, P = prompt.shape
-    lengths = _check_lengths(lengths, tuple(batch), P)
-    kept = jnp.minimum(lengths, L)
-    places = (lengths - kept)[..., None] + jnp.arange(L).reshape((1,) * len(batch) + (L,))
-    window = jnp.take_along_axis(prompt.astype(jnp.int32), jnp.clip(places, 0, P - 1), axis=-1)
-    return Prompts(window, kept, min(P, L))
+    lengths = _checked_lengths(lengths, tuple(batch), P, xp)[..., None]
+    if is_known:
+        is_outside = (np.arange(P) < lengths) & ((prompt < 0) | (prompt >= vocab_size))
+        check_vocabulary("prompt", prompt, is_outside, vocab_size)
+    kept = xp.minimum(lengths, L)
+    index = xp.arange(L, dtype=xp.int32).reshape((1,) * len(batch) + (L,))
+    window = xp.take_along_axis(prompt, xp.clip(lengths - kept + index, 0, P - 1), axis=-1)
+    window = xp.where(index < kept, window, xp.zeros((), prompt.dtype))
+    if is_known:
+        return Prompts(window.astype(np.int32), kept[..., 0], int(kept.max()))
+    return Prompts(token_ids(window, vocab_size), kept[..., 0], min(P, L))
 
 
-def _check_lengths(lengths: Any, batch: tuple[int, ...], P: int) -> Array:
-    lengths = jnp.full(batch, P, jnp.int32) if lengths is None else jnp.asarray(lengths)
+def _is_known(array: Any) -> bool:
+    """Return whether an array can be read now, and lies in one place."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, Array) or len(array.sharding.device_set) == 1
+
+
+def _checked_lengths(lengths: Any, batch: tuple[int, ...], P: int, xp: Any) -> Any:
+    lengths = xp.full(batch, P, xp.int32) if lengths is None else xp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths has dtype {lengths.dtype}, but must be integers")
     if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 1) & (lengths <= P)).all():
         raise ValueError(f"lengths must be from 1 to {P}, the prompts' tokens, but are {lengths.tolist()}")
     if lengths.shape != batch:
         raise ValueError(f"lengths has shape {lengths.shape}, but must have one for each prompt, {batch}")
-    return lengths.astype(jnp.int32)
+    return lengths.astype(xp.int32)
 
 
-def start(model: GPT, params: Any, prompts: Prompts) -> State:
-    """Read the prompts, padded to one of a few widths, so that few programs are compiled."""
-    width = min(max(16, 2 ** (prompts.longest - 1).bit_length()), model.config.context_length)
-    return _start(model, width, params, prompts.window, prompts.lengths)
+def prefill_width(longest: int, context_length: int) -> int:
+    """Return to how many tokens prompts are padded: one of a few widths, so that few programs are compiled."""
+    return min(max(16, 2 ** (longest - 1).bit_length()), context_length)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(model: GPT, width: int, params: Any, window: Array, lengths: Array) -> State:
+def start(model: GPT, width: int, params: Any, window: Array, lengths: Array) -> State:
+    """Read the first `width` tokens of each window."""
     tokens = window[..., :width]
     logits, variables = model.apply({"params": params}, tokens, decode=True, lengths=lengths, mutable=["cache"])
     stopped = jnp.zeros(lengths.shape, bool)
@@ -117,7 +134,7 @@ def _append(state: State, token: Array) -> tuple[Array, Array, Array]:
     is_full = state.lengths == L
     lengths = jnp.where(is_full, L, state.lengths + 1)
     window = jnp.where(is_full[..., None], jnp.roll(state.window, -1, axis=-1), state.window)
-    places = jnp.arange(L).reshape((1,) * lengths.ndim + (L,))
+    places = jnp.arange(L, dtype=jnp.int32).reshape((1,) * lengths.ndim + (L,))
     return jnp.where(places == lengths[..., None] - 1, token[..., None], window), lengths, is_full
 
 

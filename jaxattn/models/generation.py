@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
 from jaxattn.checks import check_key
-from jaxattn.models.decoding import Prompts, make_prompts, start, step
+from jaxattn.models.decoding import Prompts, State, make_prompts, prefill_width, start, step
 from jaxattn.models.gpt import GPT
-from jaxattn.models.sampling import Sampling
+from jaxattn.models.sampling import NO_TOKEN, Sampling, as_size
 
 
 def generate(
@@ -53,7 +54,9 @@ def generate(
         The new token ids `(..., num_tokens)`.
 
     Raises:
-        ValueError: a prompt is empty, a number is out of range, or the key is missing.
+        ValueError: a prompt is empty or holds an id outside the vocabulary, a number is out of range, the key is
+            missing, or the logits are NaN. Where prompts or parameters are traced, as under `jit`, the token is -1 in
+            place of an error about ids or NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -64,10 +67,14 @@ def generate(
         >>> generate(model, params, prompt, 20, key=jax.random.key(1)).shape
         (20,)
     """
-    sampling = Sampling(float(temperature), top_k, top_p, stop_token)
-    key = _check(model, sampling, num_tokens, key)
-    prompts = make_prompts(prompt, lengths, model.config.context_length)
-    return _generate(model, sampling, num_tokens, prompts.longest, params, prompts.window, prompts.lengths, key)
+    sampling = Sampling.checked(model.config.vocab_size, temperature, top_k, top_p, stop_token)
+    num_tokens, key = _checked(sampling, num_tokens, key)
+    L = model.config.context_length
+    prompts = make_prompts(prompt, lengths, L, model.config.vocab_size)
+    width, may_overflow = prefill_width(prompts.longest, L), prompts.longest + num_tokens > L
+    tokens = _generate(model, sampling, num_tokens, width, may_overflow, params, prompts.window, prompts.lengths, key)
+    _check_tokens(tokens)
+    return tokens
 
 
 def stream(
@@ -98,46 +105,68 @@ def stream(
         >>> len(list(stream(model, params, jnp.zeros(3, int), 5, temperature=0)))
         5
     """
-    sampling = Sampling(float(temperature), top_k, top_p, stop_token)
-    key = _check(model, sampling, num_tokens, key)
+    sampling = Sampling.checked(model.config.vocab_size, temperature, top_k, top_p, stop_token)
+    num_tokens, key = _checked(sampling, num_tokens, key)
     # Arguments are checked here, at the call, and not when the first token is asked for.
-    return _stream(model, sampling, num_tokens, params, make_prompts(prompt, lengths, model.config.context_length), key)
+    prompts = make_prompts(prompt, lengths, model.config.context_length, model.config.vocab_size)
+    return _stream(model, sampling, num_tokens, params, prompts, key)
 
 
-def _check(model: GPT, sampling: Sampling, num_tokens: int, key: Array | None) -> Array:
-    """Check the options, and return the key."""
+def _checked(sampling: Sampling, num_tokens: Any, key: Any) -> tuple[int, Array]:
+    """Check the number of tokens and the key, and return them."""
+    num_tokens = as_size("num_tokens", num_tokens)
     if num_tokens < 0:
         raise ValueError(f"num_tokens={num_tokens} must not be negative: write num_tokens=100")
-    sampling.check(model.config.vocab_size)
-    return check_key("key", jax.random.key(0) if key is None and sampling.temperature == 0 else key)
+    return num_tokens, check_key("key", jax.random.key(0) if key is None and sampling.temperature == 0 else key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _check_tokens(tokens: Array) -> None:
+    """Check that the logits were numbers, unless the tokens are traced."""
+    if isinstance(tokens, jax.core.Tracer) or not tokens.is_fully_addressable:
+        return
+    if (np.asarray(tokens) == NO_TOKEN).any():
+        raise ValueError(
+            "the model's logits are NaN or infinite, so no token can be drawn: params holds NaN or infinity, or numbers "
+            "so large that they overflow; write jax.tree.map(lambda p: jnp.isfinite(p).all(), params) to find it"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _generate(
     model: GPT,
     sampling: Sampling,
     num_tokens: int,
-    longest: int,
+    width: int,
+    may_overflow: bool,
     params: Any,
     window: Array,
     lengths: Array,
     key: Array,
 ) -> Array:
-    state, keys = start(model, params, Prompts(window, lengths, longest)), jax.random.split(key, num_tokens)
-    fitting = min(num_tokens, max(model.config.context_length - longest, 0))
-    inside, beyond = (functools.partial(step, model, sampling, may_be_full, params) for may_be_full in (False, True))
-    state, tokens = lax.scan(inside, state, keys[:fitting])
-    state, more_tokens = lax.scan(beyond, state, keys[fitting:])
-    return jnp.moveaxis(jnp.concatenate([tokens, more_tokens]), 0, -1)  # (num_tokens, ...) -> (..., num_tokens)
+    """Generate in one program for all prompts of about one length: it depends on the width of the prefill alone."""
+    state, keys = start(model, width, params, window, lengths), jax.random.split(key, num_tokens)
+
+    def draw(may_be_full: bool, number: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, token = step(model, sampling, may_be_full, params, carry[0], keys[number])
+        return state, carry[1].at[number].set(token)
+
+    carry = state, jnp.zeros((num_tokens, *lengths.shape), jnp.int32)
+    first, last, fitting = jnp.int32(0), jnp.int32(num_tokens), model.config.context_length - lengths.max()
+    fitting = jnp.minimum(fitting, last) if may_overflow else last
+    carry = lax.fori_loop(first, fitting, functools.partial(draw, False), carry)
+    if may_overflow:
+        carry = lax.fori_loop(fitting, last, functools.partial(draw, True), carry)
+    return jnp.moveaxis(carry[1], 0, -1)  # (num_tokens, ...) -> (..., num_tokens)
 
 
 def _stream(
     model: GPT, sampling: Sampling, num_tokens: int, params: Any, prompts: Prompts, key: Array
 ) -> Iterator[Array]:
-    state = start(model, params, prompts)
+    L = model.config.context_length
+    state = start(model, prefill_width(prompts.longest, L), params, prompts.window, prompts.lengths)
     for number, step_key in enumerate(jax.random.split(key, num_tokens)):
-        may_be_full = prompts.longest + number >= model.config.context_length
-        state, token = step(model, sampling, may_be_full, params, state, step_key)
+        state, token = step(model, sampling, prompts.longest + number >= L, params, state, step_key)
+        _check_tokens(token)
         yield token
         if sampling.stop_token is not None and state.stopped.all():
             return

@@ -6,6 +6,7 @@ References:
 """
 
 import dataclasses
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.checks import check_rate, wide_type
+from jaxattn.checks import as_integers, broadcasts, check_rate, wide_type
 from jaxattn.functional import dropout
-from jaxattn.layer import AttentionLayer
+from jaxattn.layer import AttentionLayer, checked_lengths
 from jaxattn.masks import Segments
 from jaxattn.ring import Ring
 from jaxattn.stages import choose_dropout_key
@@ -54,14 +55,16 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self)[:-1]:
             size = getattr(self, field.name)
-            if not isinstance(size, int) or size < 1:
+            index = operator.index(size) if hasattr(size, "__index__") else 0
+            if index < 1:
                 raise ValueError(f"{field.name}={size!r} must be an integer of at least 1: write {field.name}=4")
+            object.__setattr__(self, field.name, index)  # NumPy's integers become Python's
         if self.features % self.num_heads:
             raise ValueError(
                 f"features={self.features} is the total width of {self.num_heads} heads, and {self.num_heads} does not "
                 f"divide it: write features={-(-self.features // self.num_heads) * self.num_heads}"
             )
-        check_rate(self.dropout_rate)
+        object.__setattr__(self, "dropout_rate", check_rate(self.dropout_rate))
 
 
 class Block(nn.Module):
@@ -115,21 +118,24 @@ class GPT(nn.Module):
         ring: shards long sequences over devices, as in `AttentionLayer`.
 
     Args of the call:
-        tokens: token ids `(..., T)`, T at most `config.context_length`.
+        tokens: token ids `(..., T)`, T at most `config.context_length`. Where they are traced, an id outside the
+            vocabulary gives NaN.
         deterministic: True leaves dropout off.
         dropout_key: PRNG key for dropout; None takes the module's `"dropout"` stream.
         documents: ids `(..., T)` of documents packed into a sequence: tokens attend only to their own document, and
             positions start at its first token. Neighbouring tokens of one id are one document; None is one document.
         decode: continue the tokens of earlier calls, any number at a time, with the KV cache in the collection
             `"cache"` (pass `mutable=["cache"]`). Beyond the context, the logits are NaN.
-        lengths: with `decode`, the number of tokens in each example `(...)`; the rest is padding on the right.
+        lengths: with `decode`, the number of tokens in each example `(...)`; the rest is padding on the right, which
+            may be any number and whose logits mean nothing.
 
     Returns:
         Logits `(..., T, vocab_size)`; row t predicts token t + 1 and depends only on tokens 0 … t.
 
     Raises:
         TypeError: the tokens are not integers.
-        ValueError: the sequence is longer than the context, or dropout is on and has no key.
+        ValueError: the sequence is longer than the context, an id is outside the vocabulary, or dropout is on and has
+            no key.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -157,7 +163,10 @@ class GPT(nn.Module):
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
         """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
-        config, tokens = self.config, _check_tokens(tokens, self.config.context_length)
+        config = self.config
+        tokens, is_padding = _checked_tokens(tokens, config, lengths, decode)
+        if documents is not None:
+            documents = _number_runs(documents, tokens.shape)
         dropout_key = choose_dropout_key(self, config.dropout_rate, deterministic, dropout_key)
         keys = [None] * (config.num_layers + 1)
         if dropout_key is not None:
@@ -173,6 +182,7 @@ class GPT(nn.Module):
             position_vectors = jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
         else:
             indices = self._position_indices(tokens, documents, lengths, decode)
+            indices = indices if is_padding is None else jnp.where(is_padding, 0, indices)
             position_vectors = positions.at[indices].get(mode="fill", fill_value=jnp.nan)
         x = x + position_vectors.astype(x.dtype)
         x = _drop(x, config.dropout_rate, keys[0])
@@ -188,9 +198,7 @@ class GPT(nn.Module):
         *batch, T = tokens.shape
         indices = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, len(batch))
         if not decode:
-            documents = jnp.asarray(documents)
-            is_first = jnp.pad(documents[..., 1:] != documents[..., :-1], [(0, 0)] * len(batch) + [(1, 0)])
-            return indices - jax.lax.cummax(jnp.where(is_first, indices, 0), axis=len(batch))
+            return indices - jax.lax.cummax(jnp.where(_is_first(documents), indices, 0), axis=len(batch))
         if documents is not None:
             raise ValueError("documents packs several into a sequence, but decode=True continues one: leave one out")
         before = self.get_variable("cache", "length", jnp.zeros(batch, jnp.int32))
@@ -203,15 +211,56 @@ def _drop(x: Array, rate: float, key: Array | None) -> Array:
     return x if key is None else dropout(x, rate, key)
 
 
-def _check_tokens(tokens: Array, context_length: int) -> Array:
+def _number_runs(documents: Any, shape: tuple[int, ...]) -> Array:
+    """Number the runs of neighbouring tokens with one id: 0, 1, ... from the left. So no id comes back later."""
+    documents = as_integers("documents", documents)
+    if documents.ndim == 0 or documents.shape[-1] != shape[-1] or not broadcasts(documents.shape, shape):
+        raise ValueError(f"documents has shape {documents.shape}, but must hold one id for each of the tokens {shape}")
+    return jnp.cumsum(_is_first(jnp.broadcast_to(documents, shape)), axis=-1, dtype=jnp.int32)
+
+
+def _is_first(documents: Array) -> Array:
+    """Return which tokens begin a document, except the first of all."""
+    return jnp.concatenate([jnp.zeros_like(documents[..., :1], bool), documents[..., 1:] != documents[..., :-1]], -1)
+
+
+def token_ids(tokens: Array, vocab_size: int) -> Int[Array, "*batch T"]:
+    """Return ids of any integer type as int32, all those outside the vocabulary as `vocab_size`."""
+    # Each type clips to what it holds, before a cast could bring an id back into the vocabulary.
+    limits = jnp.iinfo(tokens.dtype)
+    ids = jnp.clip(tokens, max(-1, limits.min), min(vocab_size, limits.max)).astype(jnp.int32)
+    return jnp.where(ids < 0, vocab_size, ids)
+
+
+def _checked_tokens(tokens: Any, config: GPTConfig, lengths: Any, decode: bool) -> tuple[Array, Array | None]:
+    """Check the tokens; return them and, given lengths, which of them are padding."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens has dtype {tokens.dtype}, but must be token ids: write tokens.astype(jnp.int32)")
     if tokens.ndim == 0:
         raise ValueError("tokens is a single number, but must be a sequence (..., T): write tokens[None]")
-    if tokens.shape[-1] > context_length:
+    if tokens.shape[-1] > config.context_length:
         raise ValueError(
-            f"tokens has {tokens.shape[-1]} positions, but the model has context_length={context_length}: write "
-            f"tokens[..., -{context_length}:], or train with a longer context"
+            f"tokens has {tokens.shape[-1]} positions, but the model has context_length={config.context_length}: write "
+            f"tokens[..., -{config.context_length}:], or train with a longer context"
         )
-    return tokens
+    ids, is_padding = token_ids(tokens, config.vocab_size), None
+    if lengths is not None:
+        lengths = checked_lengths(lengths, ids.shape, decode)
+        is_padding = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1) >= lengths[..., None]
+        ids = jnp.where(is_padding, 0, ids)
+    check_vocabulary("tokens", tokens, ids == config.vocab_size, config.vocab_size)
+    return ids, is_padding
+
+
+def check_vocabulary(name: str, tokens: Any, is_outside: Any, vocab_size: int) -> None:
+    """Check that no id is outside the vocabulary, unless they are traced.
+
+    Raises:
+        ValueError: one is; Flax's embedding would return NaN, or for -1 the last row.
+    """
+    if not isinstance(is_outside, jax.core.Tracer) and is_outside.any():
+        raise ValueError(
+            f"{name} has the id {tokens[is_outside].ravel()[0]}, but the model's vocabulary has {vocab_size} tokens, 0 to "
+            f"{vocab_size - 1}: encode the text with the model's own tokenizer, and tell padding by lengths"
+        )

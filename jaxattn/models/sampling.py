@@ -5,12 +5,16 @@ References:
     Text Degeneration" (top-p).
 """
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
+
+# Drawn where the logits are not numbers, because a compiled program cannot raise.
+NO_TOKEN = -1
 
 
 class Sampling(NamedTuple):
@@ -21,43 +25,70 @@ class Sampling(NamedTuple):
     top_p: float | None
     stop_token: int | None
 
-    def check(self, vocab_size: int) -> None:
-        """Check the ranges of all options.
+    @classmethod
+    def checked(cls, vocab_size: int, temperature: Any, top_k: Any, top_p: Any, stop_token: Any) -> "Sampling":
+        """Check the ranges of all options; NumPy's numbers become Python's.
 
         Raises:
+            TypeError: an option is no number.
             ValueError: an option is out of range.
         """
-        if not 0 <= self.temperature < float("inf"):
+        temperature = float(temperature)
+        if not 0 <= temperature < float("inf"):
             raise ValueError(
-                f"temperature={self.temperature} must be 0 (always the most likely token) or above: write "
-                "temperature=1.0"
+                f"temperature={temperature} must be 0 (always the most likely token) or above: write temperature=1.0"
             )
-        if self.top_k is not None and not 1 <= self.top_k <= vocab_size:
-            raise ValueError(f"top_k={self.top_k} must be from 1 to {vocab_size}, the vocabulary: write top_k=None")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1: write top_p=None")
-        if self.stop_token is not None and not 0 <= self.stop_token < vocab_size:
+        top_k = None if top_k is None else as_size("top_k", top_k)
+        if top_k is not None and not 1 <= top_k <= vocab_size:
+            raise ValueError(f"top_k={top_k} must be from 1 to {vocab_size}, the vocabulary: write top_k=None")
+        top_p = None if top_p is None else float(top_p)
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p:g} must be above 0 and at most 1: write top_p=None")
+        stop_token = None if stop_token is None else as_size("stop_token", stop_token)
+        if stop_token is not None and not 0 <= stop_token < vocab_size:
             raise ValueError(
-                f"stop_token={self.stop_token} must be from 0 to {vocab_size - 1}: write stop_token=None for none"
+                f"stop_token={stop_token} must be from 0 to {vocab_size - 1}: write stop_token=None for none"
             )
+        return cls(temperature, top_k, top_p, stop_token)
+
+
+def as_size(name: str, number: Any) -> int:
+    """Return a whole number of any type, of NumPy's too, as Python's int.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} is {number!r}, but must be a whole number: write {name}=4") from None
 
 
 def sample(logits: Float[Array, "*batch vocab_size"], sampling: Sampling, key: Array) -> Int[Array, "*batch"]:
-    """Draw one token for each row of logits."""
+    """Draw one token for each row of logits; where they hold NaN or infinity, `NO_TOKEN`."""
+    maximum = logits.max(-1, keepdims=True)
+    is_valid = jnp.isfinite(maximum[..., 0])
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    # With the maximum at 0, the smallest temperatures cannot overflow; they leave only the most likely token.
-    logits = (logits - logits.max(-1, keepdims=True)) / max(sampling.temperature, 1e-30)
-    if sampling.top_k is not None:
-        logits = jnp.where(logits >= lax.top_k(logits, sampling.top_k)[0][..., -1:], logits, -jnp.inf)
-    if sampling.top_p is not None:
-        logits = jnp.where(_top_p(logits, sampling.top_p), logits, -jnp.inf)
-    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+        token = jnp.argmax(logits, axis=-1)
+    else:
+        # With the maximum at 0, the smallest temperatures cannot overflow; they leave only the most likely token.
+        logits = (logits - maximum) / max(sampling.temperature, 1e-30)
+        if sampling.top_k is not None:
+            kept = jnp.zeros(logits.shape, bool)
+            # Of equal logits, `top_k` takes the first.
+            kept = jnp.put_along_axis(kept, lax.top_k(logits, sampling.top_k)[1], True, axis=-1, inplace=False)
+            logits = jnp.where(kept, logits, -jnp.inf)
+        if sampling.top_p is not None and sampling.top_p < 1:
+            logits = jnp.where(_top_p(logits, sampling.top_p), logits, -jnp.inf)
+        token = jax.random.categorical(key, logits, axis=-1)
+    return jnp.where(is_valid, token.astype(jnp.int32), NO_TOKEN)
 
 
 def _top_p(logits: Array, top_p: float) -> Array:
     """Return which tokens stay: those for which all more likely ones hold less than `top_p`, so at least one does."""
-    order = jnp.flip(jnp.argsort(logits, axis=-1), axis=-1)  # most likely first
+    order = jnp.argsort(-logits, axis=-1, stable=True)  # most likely first
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    return jnp.take_along_axis(before < top_p, jnp.argsort(order, axis=-1), axis=-1)
+    # Summed from the least likely token on: small numbers added to a large sum would be rounded away.
+    remaining = lax.cumsum(probabilities, axis=logits.ndim - 1, reverse=True)
+    stays = (remaining > 1 - top_p).at[..., 0].set(True)
+    return jnp.take_along_axis(stays, jnp.argsort(order, axis=-1), axis=-1)
