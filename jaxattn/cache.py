@@ -30,7 +30,7 @@ class Cache(NamedTuple):
         """Whether all tokens of an example are in the cache."""
         return self.length <= self.key.shape[-3]
 
-    def append(self, key: Array, value: Array, real: Array | None = None) -> "Cache":
+    def append(self, key: Array, value: Array, real: Int[Array, "*batch"] | None = None) -> "Cache":
         """Append T tokens to each example, of which the first `real` `(...)` are real; padding is not written.
 
         An example without room for them is no longer whole, because a compiled program cannot raise.
@@ -40,22 +40,27 @@ class Cache(NamedTuple):
             raise ValueError(
                 f"x has {T} tokens, but the cache has room for cache_length={room}: write a larger cache_length"
             )
-        added = jnp.full_like(self.length, T) if real is None else jnp.asarray(real).astype(jnp.int32)
+        added = jnp.full_like(self.length, T) if real is None else real
         fits = (added >= 0) & (added <= T) & (self.length + added <= room)
-        added = jnp.where(fits, added, 0)
-        write = _write
+        write = _write if real is None else _write_real
         for _ in range(self.length.ndim):
             write = jax.vmap(write)
         # Padding beyond the room is cut off, so that what is written is never longer than the cache.
         keys, values = (
-            write(old, new[..., :room, :, :], self.length, added)
+            write(old, new[..., :room, :, :], self.length, jnp.where(fits, added, 0))
             for old, new in ((self.key, key), (self.value, value))
         )
         return Cache(keys, values, jnp.where(fits, self.length + added, room + 1))
 
 
 def _write(old: Array, new: Array, length: Array, added: Array) -> Array:
-    """Write the first `added` of the new tokens `(T, K, D)` behind the first `length` of the old ones `(L, K, D)`."""
+    """Write new tokens `(T, K, D)` behind the first `length` of the old ones `(L, K, D)`, if there is room."""
+    zero = jnp.zeros((), jnp.int32)
+    return lax.dynamic_update_slice(old, new, (length, zero, zero))
+
+
+def _write_real(old: Array, new: Array, length: Array, added: Array) -> Array:
+    """Write the first `added` of the new tokens alone."""
     T, zero = len(new), jnp.zeros((), jnp.int32)
     # Where the T tokens would reach beyond the end, they are written over the last T, and begin `late` tokens later.
     start = jnp.minimum(length, len(old) - T)
