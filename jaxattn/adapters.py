@@ -60,7 +60,7 @@ def linen_attention_fn(
         qk_attn_weights_einsum: not supported.
         attn_weights_value_einsum: not supported.
         promote_dtype: converts `(query, key, value)` to one type, called as NNX calls it; None is the common type.
-        is_causal: True adds a causal mask.
+        is_causal: True adds a causal mask, if there are as many keys as queries.
 
     Raises:
         TypeError: an input is not floating point.
@@ -95,7 +95,7 @@ def linen_attention_fn(
         query.astype(common),
         key.astype(common),
         value.astype(common),
-        _mask(mask, is_causal),
+        _mask(mask, is_causal, query.shape[-3], key.shape[-3]),
         bias=bias,
         dropout_rate=dropout_rate if drops else 0.0,
         dropout_key=dropout_rng if drops else None,
@@ -118,7 +118,13 @@ def linen_attention_fn(
 nnx_attention_fn = linen_attention_fn
 
 
-def _mask(mask: Any, is_causal: bool) -> Mask | None:
+def _mask(mask: Any, is_causal: bool, T: int, S: int) -> Mask | None:
+    if is_causal and T != S:
+        raise ValueError(
+            f"is_causal=True with {T} queries and {S} keys does not say at which key the first query stands (in "
+            "decoding, not at the first): leave it out, as decoding in Flax's layers masks later keys itself, or write "
+            f"mask=masks.Causal({S - T}) to align the last query with the last key"
+        )
     if mask is not None and not isinstance(mask, Mask):
         mask = jnp.asarray(mask) != 0
     return combine(Causal() if is_causal else None, mask)

@@ -188,7 +188,7 @@ class AttentionLayer(nn.Module):
     def _decoding_mask(self, mask: Any, cached: Array, T: int, filled: Array | None) -> Mask:
         """Mask the keys after each token, those that are not filled, and what the masks of layer and call mask."""
         # For one token, Lengths says the same as Causal, and more kernels support it.
-        causal = Lengths(cached + 1) if T == 1 else Causal(cached)
+        causal: Mask = Lengths(cached + 1) if T == 1 else Causal(cached)
         if T > 1 and filled is not None:
             causal = causal & Lengths(filled)
         is_implied = isinstance(self.mask, Causal) and isinstance(self.mask.offset, int) and self.mask.offset >= 0

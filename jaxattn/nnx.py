@@ -39,10 +39,11 @@ class MultiHeadAttention(nnx.Module):
 
     Args of the call:
         x: token vectors `(..., T, in_features)`.
-        deterministic: True turns dropout off; None follows the last `module.train()` or `module.eval()`, at first on.
+        deterministic: True turns dropout off; None follows the module's attribute, which `module.train()`,
+            `module.eval()` and `nnx.view(module, deterministic=True)` set, as for `nnx.Dropout`. At first it is False.
         mask: combined with the module's mask.
         positions: position of each token `(..., T)` for the rotation; None counts from 0.
-        rngs: keys for dropout, in place of those given to the constructor.
+        rngs: keys for dropout, in place of those given to the constructor: `nnx.Rngs`, a stream or a key.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,7 +93,7 @@ class MultiHeadAttention(nnx.Module):
         deterministic: bool | None = None,
         mask: Any = None,
         positions: Int[Array, "..."] | None = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
     ) -> Float[Array, "*batch T features"]:
         """Attend."""
         x = as_tokens("x", x)
@@ -104,7 +105,7 @@ class MultiHeadAttention(nnx.Module):
             array.reshape(*x.shape[:-1], -1, width) for array in (self.query(x), self.key(x), self.value(x))
         )
         if self.rotary_base is not None:
-            positions = jnp.arange(x.shape[-2]) if positions is None else positions
+            positions = jnp.arange(x.shape[-2], dtype=jnp.int32) if positions is None else positions
             query, key = (rotate(heads, positions, self.rotary_base) for heads in (query, key))
         dropout_key = self._dropout_key(deterministic, rngs)
         context = dot_product_attention(
@@ -119,7 +120,25 @@ class MultiHeadAttention(nnx.Module):
         # (..., T, H, D) -> (..., T, features)
         return self.out(context.reshape(*x.shape[:-1], self.features))
 
-    def _dropout_key(self, deterministic: bool | None, rngs: nnx.Rngs | None) -> Array | None:
-        if self.dropout is None or (self.deterministic if deterministic is None else deterministic):
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Set what `nnx.view` was given, in its copy of the module; `nnx.view_info` reads this, with two spaces.
+
+        Args:
+          deterministic: True turns dropout off.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _dropout_key(self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array | None:
+        # The attributes may have been set since, by `set_attributes`.
+        if check_rate(self.dropout_rate) == 0 or (self.deterministic if deterministic is None else deterministic):
             return None
-        return self.dropout() if rngs is None else rngs.dropout()
+        stream = self.dropout if rngs is None else rngs
+        if stream is None:
+            raise ValueError(
+                "dropout is on, but the module was made with dropout_rate=0 and has no keys: write "
+                "layer(x, rngs=nnx.Rngs(dropout=0))"
+            )
+        if isinstance(stream, nnx.Rngs):
+            stream = stream.dropout
+        return stream() if isinstance(stream, nnx.RngStream) else stream

@@ -161,3 +161,16 @@ def test_every_keyword_of_flax_is_known():
     ours = set(inspect.signature(linen_attention_fn).parameters)
     assert set(inspect.signature(nn.dot_product_attention).parameters) <= ours
     assert set(inspect.signature(nnx.dot_product_attention).parameters) <= ours
+
+
+def test_causal_decoding_is_refused_and_decoding_without_it_equals_a_full_pass():
+    (x,) = draw(0, (2, 6, 12))
+    layer = nnx.MultiHeadAttention(3, 12, decode=False, attention_fn=nnx_attention_fn, rngs=nnx.Rngs(0))
+    full = layer(x, is_causal=True)
+    query, key, value = draw(1, (2, 1, 3, 4), (2, 6, 3, 4), (2, 6, 3, 4))
+    # Flax 0.12.8 passes is_causal on in decoding; newer ones do not.
+    with pytest.raises(ValueError, match="is_causal=True with 1 queries and 6 keys"):
+        nnx_attention_fn(query, key, value, mask=jnp.ones((2, 1, 1, 6), bool), is_causal=True)
+    layer.init_cache(x.shape)
+    rows = [layer(x[:, t : t + 1], decode=True) for t in range(6)]
+    chex.assert_trees_all_close(jnp.concatenate(rows, 1), full, atol=1e-5)

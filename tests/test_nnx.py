@@ -57,6 +57,59 @@ def test_dropout_draws_from_rngs_and_train_and_eval_switch_it():
     chex.assert_trees_all_close(same[0], dropped, atol=1e-6)
 
 
+class Twins(nnx.Module):
+    """Our layer beside Flax's own layers with dropout."""
+
+    def __init__(self):
+        self.ours = NNXMultiHeadAttention(2, 3, 4, 0.5, rngs=nnx.Rngs(0))
+        self.theirs = nnx.MultiHeadAttention(
+            2, 3, 4, dropout_rate=0.5, deterministic=False, decode=False, rngs=nnx.Rngs(0)
+        )
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def drop(self):
+        """Which of the layers drop entries."""
+        return [bool((layer(X) != layer(X)).any()) for layer in (self.ours, self.theirs, self.dropout)]
+
+
+SWITCHES = {
+    "view": lambda module, off: nnx.view(module, deterministic=off),
+    "with_attributes": lambda module, off: nnx.with_attributes(module, deterministic=off),
+    "set_attributes": lambda module, off: module.set_attributes(deterministic=off) or module,
+    "train and eval": lambda module, off: (module.eval() if off else module.train()) or module,
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_what_switches_dropout_in_flaxs_layers_switches_it_here(switch):
+    module, switch = Twins(), SWITCHES[switch]
+    assert module.drop() == [True] * 3
+    switched = switch(module, True)
+    assert switched.drop() == [False] * 3
+    assert module.drop() == [switched is not module] * 3  # a view leaves the module as it was
+    assert switch(switched, False).drop() == [True] * 3
+
+
+def test_a_view_of_our_layer_alone_takes_the_arguments_of_flaxs_layers():
+    layer = NNXMultiHeadAttention(2, 3, 4, 0.5, rngs=nnx.Rngs(0))
+    chex.assert_trees_all_equal(nnx.view(layer, deterministic=True)(X), layer(X, deterministic=True))
+    with pytest.raises(ValueError, match="use_running_average"):
+        nnx.view(layer, use_running_average=True)
+    assert "deterministic" in nnx.view_info(layer)
+
+
+def test_a_dropout_rate_that_is_set_later_counts():
+    layer = NNXMultiHeadAttention(2, 3, 4, rngs=nnx.Rngs(0))
+    plain = layer(X)
+    layer.set_attributes(dropout_rate=0.5)
+    with pytest.raises(ValueError, match="made with dropout_rate=0"):
+        layer(X)
+    dropped = layer(X, rngs=nnx.Rngs(dropout=1))
+    assert (dropped != plain).any()
+    chex.assert_trees_all_equal(layer(X, rngs=nnx.Rngs(dropout=1).dropout), dropped)
+    chex.assert_trees_all_equal(layer(X, rngs=nnx.Rngs(dropout=1).dropout()), dropped)
+
+
 def test_no_output_depends_on_a_later_input():
     layer = NNXMultiHeadAttention(2, 3, 4, rngs=nnx.Rngs(0))
     assert_causal(layer, X)

@@ -261,6 +261,6 @@ def check_vocabulary(name: str, tokens: Any, is_outside: Any, vocab_size: int) -
     """
     if not isinstance(is_outside, jax.core.Tracer) and is_outside.any():
         raise ValueError(
-            f"{name} has the id {tokens[is_outside].ravel()[0]}, but the model's vocabulary has {vocab_size} tokens, 0 to "
+            f"{name} has the id {tokens[is_outside].ravel()[0]}, but the model's vocabulary has the ids 0 to "
             f"{vocab_size - 1}: encode the text with the model's own tokenizer, and tell padding by lengths"
         )
