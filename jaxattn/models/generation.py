@@ -127,7 +127,7 @@ def _check_tokens(tokens: Array) -> None:
     if (np.asarray(tokens) == NO_TOKEN).any():
         raise ValueError(
             "the model's logits are NaN or infinite, so no token can be drawn: params holds NaN or infinity, or "
-            "numbers so large that they overflow; write jax.tree.map(lambda p: jnp.isfinite(p).all(), params) to find it"
+            "numbers so large that they overflow: write jax.tree.map(lambda p: jnp.isfinite(p).all(), params)"
         )
 
 

@@ -1,4 +1,4 @@
-"""GPT-2 in Hugging Face's format, a directory with `config.json` and `model.safetensors`; reading it runs no code."""
+"""GPT-2 in Hugging Face's format, a directory with `config.json` and safetensors files; reading it runs no code."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.extras import require
+from jaxattn.models.convert.files import read_tensors
 from jaxattn.models.convert.tensors import PROJECTIONS, Params, Tensors
 from jaxattn.models.gpt import GPT, GPTConfig
 
@@ -28,7 +28,7 @@ def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
     """Read a GPT-2 checkpoint in the format of Hugging Face's transformers.
 
     Args:
-        directory: holds `config.json` and `model.safetensors`.
+        directory: holds `config.json` and `model.safetensors`, or several files and `model.safetensors.index.json`.
 
     Returns:
         The model and its parameters, float32: `model.apply({"params": params}, tokens)` gives the logits.
@@ -37,7 +37,7 @@ def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
         ImportError: safetensors is missing.
         OSError: a file is missing or cannot be read.
         ValueError: the configuration describes another architecture, a file is damaged, or a tensor is missing, left
-            over, or of the wrong shape.
+            over, or of the wrong shape or type.
 
     Example:
         >>> from jaxattn import load_gpt2
@@ -48,15 +48,7 @@ def load_gpt2(directory: str | Path) -> tuple[GPT, Params]:
     """
     directory = Path(directory)
     config = _read_config(directory / "config.json")
-    file = directory / "model.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: load_gpt2 takes the directory that holds it and config.json")
-    safetensors = require("safetensors", extra="train")
-    load_file = require("safetensors.numpy", extra="train").load_file
-    try:
-        tensors = load_file(file)
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} is damaged or no safetensors file: {error}") from None
+    file, tensors = read_tensors(directory)
     try:
         return GPT(config), params_from_gpt2(tensors, config)
     except ValueError as error:
@@ -98,7 +90,7 @@ def params_from_gpt2(tensors: Mapping[str, Any], config: GPTConfig) -> Params:
         Parameters, float32.
 
     Raises:
-        ValueError: a tensor is missing, left over, or of the wrong shape.
+        ValueError: a tensor is missing, left over, or of the wrong shape or type.
 
     Example:
         >>> from jaxattn import GPTConfig

@@ -51,6 +51,22 @@ def test_torch_tensors_are_read_and_the_causal_mask_is_ignored():
     np.testing.assert_array_equal(kernel, linear.weight.detach().numpy().T)
 
 
+def test_torch_tensors_in_bfloat16_stay_so_and_quantized_ones_are_refused_by_name():
+    torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra torch")
+    attention = torch.nn.MultiheadAttention(8, 2).state_dict()
+    book = {f"W_{name}.weight": torch.nn.Linear(4, 8).weight for name in ("query", "key", "value")}
+    for convert, back, state in ((from_torch, to_torch, attention), (from_book, to_book, book)):
+        half = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
+        params = convert(half)
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+        for name, array in back(params).items():
+            np.testing.assert_array_equal(array.astype(np.float32), half[name].detach().float().numpy())
+        name = next(iter(state))
+        for dtype in (torch.float8_e4m3fn, torch.int8):
+            with pytest.raises(ValueError, match=f"{name} has type {str(dtype).removeprefix('torch.')}"):
+                convert({**state, name: state[name].detach().to(dtype)})
+
+
 @pytest.mark.parametrize("options", [{}, {"normalize_qk": True}, {"use_bias": False}])
 def test_linens_layer_computes_the_same_with_converted_parameters_and_back(options):
     theirs = nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=8, **options)
@@ -106,6 +122,10 @@ def init(module):
     return module.init(jax.random.key(1), X)["params"]
 
 
+def linen_params(dtype):
+    return {name: {"kernel": np.ones((4, 2, 2), dtype)} for name in ("query", "key", "value", "out")}
+
+
 def book_state():
     return to_book(init(MultiHeadAttention(2, 6)))
 
@@ -120,6 +140,7 @@ def book_state():
         (lambda: from_torch({"in_proj_weight": np.ones((5, 4))}), "in_proj_weight has shape"),
         (lambda: from_torch({"in_proj_weight": np.ones((12, 4))}), "out_proj.weight is missing"),
         (lambda: from_linen({"query": {"kernel": np.ones((4, 8))}}), "key is missing"),
+        (lambda: from_linen(linen_params(np.int8)), "query/kernel has type int8"),
         (lambda: to_linen({"surplus": {}}, 2), "query is missing"),
         (
             lambda: to_torch(AttentionLayer(2, 4, num_kv_heads=1).init(jax.random.key(0), X)["params"]),

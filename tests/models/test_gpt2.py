@@ -2,6 +2,8 @@
 
 import json
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,6 +69,67 @@ def test_prefixes_tied_heads_and_stored_masks_make_no_difference(write):
     )
     np.testing.assert_array_equal(same["block_1"]["expand"]["kernel"], params["block_1"]["expand"]["kernel"])
     np.testing.assert_array_equal(same["block_1"]["expand"]["kernel"], bare["h.1.mlp.c_fc.weight"])
+
+
+def write_shards(directory, shards, weight_map=None):
+    """Write dictionaries of tensors as files, with an index."""
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, directory / name)
+    where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    index = {"metadata": {"total_size": 0}, "weight_map": where | (weight_map or {})}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory / names[-1]
+
+
+def test_sharded_files_are_read_by_their_index(write, tmp_path_factory):
+    _, params = load_gpt2(write())
+    names = sorted(tensors())
+    shards = [{name: tensors()[name] for name in names[start::3]} for start in range(3)]
+    directory = tmp_path_factory.mktemp("shards")
+    last = write_shards(directory, shards)
+    chex.assert_trees_all_equal(load_gpt2(directory)[1], params)
+    last.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{last.name} does not exist, but model.safetensors.index.json"):
+        load_gpt2(directory)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "words"),
+    [
+        ({"surplus": "model-00001-of-00001.safetensors"}, "holds the tensor surplus, but it does not"),
+        ({"surplus": "../model.safetensors"}, "must name files of its own directory"),
+        ({"surplus": 3}, "names 3, but must name files"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_named(tmp_path, weight_map, words):
+    write_shards(tmp_path, [tensors()], weight_map)
+    with pytest.raises(ValueError, match=words):
+        load_gpt2(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        load_gpt2(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64])
+def test_other_floating_point_types_are_read_as_float32(write, dtype):
+    _, params = load_gpt2(write({name: tensor.astype(dtype) for name, tensor in tensors().items()}))
+    _, expected = load_gpt2(write({n: tensor.astype(dtype).astype(np.float32) for n, tensor in tensors().items()}))
+    chex.assert_trees_all_equal(params, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_integer_and_float8_tensors_are_refused_by_name_unless_they_are_no_parameters(write, tmp_path):
+    name = "transformer.h.1.mlp.c_fc.weight"
+    with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight has type int8"):
+        load_gpt2(write(tensors() | {name: tensors()[name].astype(np.int8)}))
+    load_gpt2(write(tensors() | {"transformer.h.0.attn.bias": np.ones((1, 1, 24, 24), bool)}))
+    # A float8 tensor by hand, because NumPy has none: the length of the header, the header, the numbers.
+    header = json.dumps({name: {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match=f"{name} has type F8_E4M3"):
+        load_gpt2(tmp_path)
 
 
 def without(name):

@@ -2,7 +2,7 @@
 
 `from_x` makes parameters for this library, `to_x` makes those of the other side, and one undoes the other. Nothing here
 needs PyTorch: a `state_dict` is a dictionary of tensors or NumPy arrays. A parameter that is missing, left over, or of
-the wrong shape raises a `ValueError` that names it.
+the wrong shape or type raises a `ValueError` that names it.
 """
 
 from jaxattn.models.convert.book import from_book, to_book

@@ -24,7 +24,7 @@ def from_book(state_dict: Mapping[str, Any]) -> Params:
         Parameters for `SelfAttention`, `CausalAttention`, `MultiHeadAttentionWrapper` or `MultiHeadAttention`.
 
     Raises:
-        ValueError: a tensor is missing, left over, or of the wrong shape.
+        ValueError: a tensor is missing, left over, or of the wrong shape or type.
 
     Example:
         >>> import numpy as np
@@ -52,8 +52,9 @@ def from_book(state_dict: Mapping[str, Any]) -> Params:
 def to_book(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert parameters of a stage into the book's `state_dict`, without the causal mask.
 
-    Load them with `module.load_state_dict({name: torch.from_numpy(array) ...}, strict=False)`. Single heads come out
-    with the names of `SelfAttention_v2` and `CausalAttention`.
+    Load them with `module.load_state_dict({name: torch.from_numpy(array) ...}, strict=False)`; bfloat16, which PyTorch
+    does not take from NumPy, with `array.astype(np.float32)`. Single heads come out with the names of
+    `SelfAttention_v2` and `CausalAttention`.
 
     Raises:
         ValueError: a parameter is missing or unknown.

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxattn.models.convert.tensors import PROJECTIONS, Params, check_names
+from jaxattn.models.convert.tensors import PROJECTIONS, Params, check_floating, check_names
 
 
 def from_linen(params: Mapping[str, Any]) -> Params:
@@ -21,7 +21,7 @@ def from_linen(params: Mapping[str, Any]) -> Params:
         bias of the output projection becomes zeros.
 
     Raises:
-        ValueError: a parameter is missing, unknown, or of the wrong rank.
+        ValueError: a parameter is missing, unknown, or of the wrong rank or type.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -89,6 +89,7 @@ def to_linen(params: Mapping[str, Any], num_heads: int) -> Params:
 
 def _with_rank(name: str, array: Any, rank: int) -> Array:
     array = jnp.asarray(array)
+    check_floating(f"the parameter {name}", array.dtype)
     if array.ndim != rank:
         raise ValueError(f"the parameter {name} has shape {array.shape}, but must have {rank} axes")
     return array

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 Params = dict[str, Any]
 PROJECTIONS = ("query", "key", "value")
+FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 
 class Tensors:
@@ -31,13 +33,12 @@ class Tensors:
         """Remove and return a tensor of a shape in which None is any size.
 
         Raises:
-            ValueError: the tensor is missing, or has another shape.
+            ValueError: the tensor is missing, or has another shape or type.
         """
         if name not in self._left:
             others = ", ".join(sorted(self._left)[:4]) or "nothing"
             raise ValueError(f"the tensor {name} is missing; left are {others}")
-        tensor = self._left.pop(name)
-        array = np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor)
+        array = _as_numpy(name, self._left.pop(name))
         fits = [size in (None, actual) for size, actual in zip(shape, array.shape, strict=False)]
         if array.ndim != len(shape) or not all(fits):
             expected = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
@@ -58,6 +59,32 @@ class Tensors:
             raise ValueError(
                 f"the tensor {sorted(self._left)[0]} has no counterpart here ({len(self._left)} left over)"
             )
+
+
+def _as_numpy(name: str, tensor: Any) -> np.ndarray:
+    if not hasattr(tensor, "detach"):
+        array = np.asarray(tensor)
+        check_floating(f"the tensor {name}", array.dtype)
+        return array
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    check_floating(f"the tensor {name}", dtype)
+    tensor = tensor.detach().cpu()
+    if dtype == "bfloat16":  # which PyTorch does not hand to NumPy; every such number is a float32 too
+        return np.asarray(tensor.float().numpy()).astype(jnp.bfloat16)
+    return np.asarray(tensor.numpy())
+
+
+def check_floating(name: str, dtype: Any) -> None:
+    """Check that parameters have a floating-point type of 16 bits or more, which needs no scales.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if str(dtype) not in FLOATING:
+        raise ValueError(
+            f"{name} has type {dtype}, but must be {', '.join(FLOATING[:-1])} or {FLOATING[-1]}: quantized "
+            "numbers need their scales, so convert them first"
+        )
 
 
 def check_names(params: Mapping[str, Any], required: Collection[str], optional: Collection[str] = ()) -> None:

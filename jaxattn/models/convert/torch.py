@@ -19,7 +19,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
         Parameters for `AttentionLayer` or `MultiHeadAttention`; a missing output bias becomes zeros.
 
     Raises:
-        ValueError: a tensor is missing, left over (`bias_k` and `bias_v` have no counterpart), or of the wrong shape.
+        ValueError: a tensor is missing, left over (`bias_k` and `bias_v` have no counterpart), or of the wrong shape or
+            type.
 
     Example:
         >>> import numpy as np
