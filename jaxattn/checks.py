@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -87,6 +88,8 @@ def check_key(name: str, key: Any) -> Array:
     """Return `key` as a JAX array; it must be one PRNG key, not a seed and not a batch of keys."""
     if key is None:
         raise ValueError(f"{name} is missing, but dropout is random: write {name}=jax.random.key(0)")
+    if isinstance(key, np.ndarray) and key.dtype == np.uint32:
+        key = jnp.asarray(key)  # a raw key, as a checkpoint restores it
     if not isinstance(key, Array) or not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32):
         raise TypeError(f"{name} is {key!r}, but must be a PRNG key: write {name}=jax.random.key(0)")
     if key.ndim != (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
