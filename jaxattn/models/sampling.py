@@ -79,12 +79,12 @@ def sample(logits: Float[Array, "*batch vocab_size"], sampling: Sampling, key: A
             kept = jnp.put_along_axis(kept, lax.top_k(logits, sampling.top_k)[1], True, axis=-1, inplace=False)
             logits = jnp.where(kept, logits, -jnp.inf)
         if sampling.top_p is not None and sampling.top_p < 1:
-            logits = jnp.where(_top_p(logits, sampling.top_p), logits, -jnp.inf)
+            logits = jnp.where(top_p_mask(logits, sampling.top_p), logits, -jnp.inf)
         token = jax.random.categorical(key, logits, axis=-1)
     return jnp.where(is_valid, token.astype(jnp.int32), NO_TOKEN)
 
 
-def _top_p(logits: Array, top_p: float) -> Array:
+def top_p_mask(logits: Array, top_p: float) -> Array:
     """Return which tokens stay: those for which all more likely ones hold less than `top_p`, so at least one does."""
     order = jnp.argsort(-logits, axis=-1, stable=True)  # most likely first
     probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 
 import chex
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxattn import GPT, GPTConfig, assert_causal, generate, stream
+from jaxattn.models.sampling import NO_TOKEN, Sampling, sample, top_p_mask
 
 CONFIG = GPTConfig(vocab_size=13, context_length=12, num_layers=2, num_heads=2, features=8)
 
@@ -104,6 +106,134 @@ def test_top_p_draws_from_the_fewest_tokens_that_hold_the_probability(model):
     np.testing.assert_allclose(frequencies, expected, atol=0.08)
 
 
+def test_top_p_keeps_the_tokens_that_float64_keeps():
+    rng = np.random.default_rng(0)
+    logits = (-1.2 * np.log(1 + np.arange(50257)) + 1e-3 * rng.random(50257)).astype(np.float32)
+    probabilities = np.exp(np.float64(logits))
+    order = np.argsort(-probabilities)
+    before = np.cumsum(probabilities[order]) / probabilities.sum() - probabilities[order] / probabilities.sum()
+    for top_p in (1e-9, 0.3, 0.9, 0.999, 1 - 1e-6):
+        kept, expected = int(top_p_mask(jnp.asarray(logits), top_p).sum()), int((before < top_p).sum())
+        assert abs(kept - expected) <= 0.01 * expected
+
+
+def draws(logits, number=300, **options):
+    """The tokens drawn from one row of logits."""
+    sampling = Sampling.checked(len(logits), **{"temperature": 1.0, "top_k": None, "top_p": None} | options)
+    keys = jax.random.split(jax.random.key(0), number)
+    return np.asarray(jax.jit(jax.vmap(lambda key: sample(jnp.asarray(logits), sampling, key)))(keys))
+
+
+def test_top_p_of_one_drops_no_token():
+    logits = np.random.default_rng(0).normal(size=5000).astype(np.float32)
+    np.testing.assert_array_equal(draws(logits, top_p=1, stop_token=None), draws(logits, stop_token=None))
+
+
+def test_top_k_draws_from_k_tokens_where_logits_are_equal():
+    assert set(draws(np.zeros(50, np.float32), top_k=3, stop_token=None).tolist()) == {0, 1, 2}
+    tied = np.array([0, 1, 1, 1, 2], np.float32)
+    assert set(draws(tied, top_k=2, stop_token=None).tolist()) == {1, 4}
+
+
+@pytest.mark.parametrize("pad", [13, -1, 10**6, -(2**31)])
+def test_padding_of_any_number_never_reaches_results(model, pad):
+    expected = generate(*model, jnp.array([[1, 2, 3]]), 12, temperature=0)
+    prompt = jnp.array([[1, 2, 3, pad, pad]])
+    np.testing.assert_array_equal(generate(*model, prompt, 12, temperature=0, lengths=[3]), expected)
+    streamed = stream(*model, prompt, 12, temperature=0, lengths=jnp.array([3]))
+    np.testing.assert_array_equal(jnp.stack(list(streamed), -1), expected)
+    traced = jax.jit(lambda prompt: generate(*model, prompt, 12, temperature=0, lengths=jnp.array([3])))
+    np.testing.assert_array_equal(traced(prompt), expected)
+
+
+@pytest.mark.parametrize("token", [13, -1, 2**31 - 1, -5])
+def test_ids_outside_the_vocabulary_are_an_error_and_no_token_where_they_are_traced(model, token):
+    # The first token of the longer prompt is beyond the context, so no logit depends on it.
+    for prompt in ([1, token, 2], [token] + [1] * 14):
+        for function in (generate, stream):
+            with pytest.raises(ValueError, match=f"prompt has the id {token}.*the ids 0 to 12"):
+                function(*model, [[3] * len(prompt), prompt], 2, temperature=0)
+    traced = jax.jit(lambda prompt: generate(*model, prompt, 2, temperature=0))(jnp.array([[1, 2, 3], [1, token, 3]]))
+    np.testing.assert_array_equal(traced[1], [NO_TOKEN] * 2)
+    np.testing.assert_array_equal(traced[0], generate(*model, [1, 2, 3], 2, temperature=0))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"key": jax.random.key(0), "top_k": 3, "top_p": 0.5}])
+def test_parameters_that_are_no_numbers_are_an_error_and_draw_no_token(model, number, options):
+    model, params = model
+    params = params | {"norm": jax.tree.map(lambda leaf: leaf.at[0].set(number), params["norm"])}
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        generate(model, params, [1, 2], 3, **options)
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        next(stream(model, params, [1, 2], 3, **options))
+    traced = jax.jit(lambda params: generate(model, params, jnp.array([1, 2]), 3, **options))(params)
+    np.testing.assert_array_equal(traced, [NO_TOKEN] * 3)
+
+
+@contextlib.contextmanager
+def count_compiled():
+    """Count the programs that are compiled, or taken from the cache on disk."""
+    count = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            count.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_prompts_of_all_lengths_share_a_few_programs():
+    model = GPT(GPTConfig(13, 128, 1, 2, 8))
+    params = model.init(jax.random.key(0), jnp.zeros(3, int))["params"]
+    lengths = [3, 5, 9, 16, 17, 20, 31, 33, 60, 64]
+    widths = 3  # 16, 32 and 64
+
+    def run(length, P):
+        generate(model, params, np.ones(P, int), 2, temperature=0, lengths=length)
+
+    run(10, 10)  # compiles what is compiled once
+    with count_compiled() as compiled:
+        for length in lengths:
+            run(length, length)
+            run(length, 64)  # the same prompts with padding
+    assert len(compiled) == widths - 1
+    list(stream(model, params, np.ones(10, int), 2, temperature=0))
+    with count_compiled() as compiled:
+        for length in lengths:
+            list(stream(model, params, np.ones(length, int), 2, temperature=0))
+    assert len(compiled) == widths - 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.uint32, jnp.uint8, list])
+def test_token_ids_and_sizes_of_all_integer_types_are_taken(model, dtype):
+    expected = generate(*model, draw(0, 2, 5), 9, key=jax.random.key(0), top_k=3, lengths=jnp.array([3, 5]))
+    prompt = draw(0, 2, 5).tolist() if dtype is list else np.asarray(draw(0, 2, 5)).astype(dtype)
+    raw_key = np.asarray(jax.random.key_data(jax.random.key(0)))  # as a checkpoint restores it
+    options = {
+        "key": raw_key,
+        "top_k": np.int64(3),
+        "lengths": np.array([3, 5], np.uint8),
+        "temperature": np.float32(1),
+    }
+    np.testing.assert_array_equal(generate(*model, prompt, np.int64(9), **options), expected)
+    np.testing.assert_array_equal(jnp.stack(list(stream(*model, prompt, np.uint8(9), **options)), -1), expected)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_64_bit_mode_changes_no_token(model):
+    prompts, options = draw(0, 2, 5), {"key": jax.random.key(0), "top_k": 3, "top_p": 0.9, "lengths": [3, 5]}
+    expected = generate(*model, prompts, 9, **options)
+    with jax.enable_x64(True):
+        tokens = generate(*model, np.asarray(prompts, np.int64), 9, **options)
+        streamed = list(stream(*model, np.asarray(prompts, np.int64), 9, **options))
+    assert tokens.dtype == streamed[0].dtype == jnp.int32
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_array_equal(np.stack(streamed, -1), expected)
+
+
 def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
     model, params = model
     tokens = draw(0, 6)
@@ -125,6 +255,7 @@ def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
     ("options", "words"),
     [
         ({"top_p": 0}, "top_p=0"),
+        ({"top_k": 14}, "top_k=14"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"stop_token": 13}, "stop_token=13"),
         ({"lengths": jnp.array(3)}, "lengths has shape"),
@@ -139,3 +270,11 @@ def test_bad_arguments_are_named(model, options, words):
     for function in (generate, stream):
         with pytest.raises(ValueError, match=words):
             function(*model, **options)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1.5}, {"stop_token": 2.0}, {"num_tokens": 2.5}, {"num_tokens": "2"}])
+def test_numbers_that_are_not_whole_are_named(model, options):
+    options = {"num_tokens": 2, "key": jax.random.key(0)} | options
+    for function in (generate, stream):
+        with pytest.raises(TypeError, match=f"{list(options)[-1] if len(options) > 2 else 'num_tokens'} is "):
+            function(*model, draw(0, 2, 3), **options)

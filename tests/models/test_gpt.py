@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -145,6 +148,115 @@ def test_packed_documents_give_the_logits_of_each_document_alone():
             np.testing.assert_allclose(packed[row, ids == document], alone, atol=1e-5)
     with pytest.raises(ValueError, match="documents packs several"):
         model.apply(params, tokens, documents=documents, decode=True, mutable=["cache"])
+
+
+def test_an_id_that_comes_back_later_is_another_document():
+    model = GPT(GPTConfig(32, 12, 2, 2, 8))
+    tokens = jax.random.randint(jax.random.key(0), (2, 12), 0, 32)
+    params = model.init(jax.random.key(1), tokens)
+    apply = jax.jit(model.apply)
+    back, once = ([0, 0, 1, 1, 0, 0, 2, 1, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 3, 4, 4, 4, 5, 5])
+    expected = apply(params, tokens, documents=jnp.array([once] * 2))
+    for documents in (jnp.array([back] * 2), jnp.array(back), np.array(back, np.uint8)):
+        np.testing.assert_array_equal(apply(params, tokens, documents=documents), expected)
+    np.testing.assert_allclose(expected[0, 4:6], apply(params, tokens[0, 4:6]), atol=1e-5)
+    for documents, error, words in (
+        (jnp.zeros((2, 11), int), ValueError, r"documents has shape \(2, 11\)"),
+        (jnp.zeros((3, 12), int), ValueError, r"documents has shape \(3, 12\)"),
+        (jnp.zeros((2, 12)), TypeError, "documents has dtype float32"),
+    ):
+        with pytest.raises(error, match=words):
+            model.apply(params, tokens, documents=documents)
+
+
+@pytest.fixture(scope="module")
+def dropped():
+    """The steps of a forward pass with dropout, and the parameters: three blocks, each of which shows one place of it.
+
+    The branches of block 0 give zeros, so its output is the embeddings. Those of block 1 give 1 and 10, so its output
+    minus its input says which of the two were dropped. Block 2 is as initialized.
+    """
+    model, batch = GPT(GPTConfig(11, 32, 3, 2, 16, dropout_rate=0.25)), tokens(shape=(4, 32))
+    params = model.init(jax.random.key(0), batch)["params"]
+    for block, attended, forwarded in (("block_0", 0.0, 0.0), ("block_1", 1.0, 10.0)):
+        for dense, constant in ((params[block]["attention"]["out"], attended), (params[block]["contract"], forwarded)):
+            dense |= {"kernel": jnp.zeros_like(dense["kernel"]), "bias": jnp.full_like(dense["bias"], constant)}
+    run = jax.jit(
+        lambda key: model.apply({"params": params}, batch, False, key, mutable=True, capture_intermediates=True)
+    )
+    steps = run(jax.random.key(3))[1]["intermediates"]
+    embedded = params["embedding"]["embedding"][batch] + params["positions"]
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, steps, embedded))
+
+
+def check_dropped(factors):
+    """Check that these are factors of dropout at a rate of 1/4."""
+    np.testing.assert_allclose(np.unique(factors.round(3)), [0, 1.333])
+    assert abs((factors > 0).mean() - 0.75) < 0.04
+
+
+def test_dropout_acts_on_the_embeddings(dropped):
+    _, steps, embedded = dropped
+    check_dropped(steps["block_0"]["__call__"][0] / embedded)
+
+
+def test_dropout_acts_on_both_branches_with_bits_of_their_own(dropped):
+    _, steps, _ = dropped
+    branches = (steps["block_1"]["__call__"][0] - steps["block_0"]["__call__"][0]) * 0.75
+    forwarded = branches.round() // 10
+    attended = branches.round() - 10 * forwarded
+    np.testing.assert_allclose(branches, attended + 10 * forwarded, atol=1e-4)
+    for kept in (attended, forwarded):
+        check_dropped(kept / 0.75)
+    assert abs((attended * forwarded).mean() - 0.75**2) < 0.04  # both are kept as often as if drawn apart
+    embeddings = steps["block_0"]["__call__"][0] != 0
+    assert abs((attended * embeddings).mean() - 0.75**2) < 0.04
+
+
+def test_dropout_acts_on_the_attention_weights(dropped):
+    params, steps, _ = dropped
+    params, steps = params["block_2"]["attention"], steps["block_2"]["attention"]
+    weights, kept_weights, values = (steps[name][0] for name in ("weights", "kept_weights", "values"))
+    check_dropped(kept_weights[weights > 0] / weights[weights > 0])
+    context = np.einsum("bhts,bshd->bthd", kept_weights, values).reshape(4, 32, 16)
+    expected = context @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(steps["__call__"][0], expected, atol=1e-5)
+
+
+def test_padding_may_be_any_number_and_ids_outside_the_vocabulary_are_an_error_or_nan():
+    model, params = model_and_params()
+    decode = functools.partial(model.apply, {"params": params}, decode=True, mutable=["cache"])
+    expected = decode(tokens()[:3])[0]
+    for pad in (11, -1, 10**6):
+        padded = jnp.concatenate([tokens()[:3], jnp.array([pad] * 6)])
+        for run in (decode, jax.jit(decode)):
+            logits, cache = run(padded, lengths=jnp.array(3))
+            np.testing.assert_allclose(logits[:3], expected, atol=1e-5)
+            assert np.isfinite(jax.tree.leaves(cache)[0]).all()
+        with pytest.raises(ValueError, match=f"tokens has the id {pad}.*the ids 0 to 10"):
+            model.apply({"params": params}, padded)
+        assert np.isnan(jax.jit(model.apply)({"params": params}, padded)[3:]).all()
+
+
+def test_lengths_are_checked_and_where_they_are_traced_wrong_ones_give_nan():
+    model, params = model_and_params()
+    decode = functools.partial(model.apply, decode=True, mutable=["cache"])
+    step = jax.jit(decode)
+    for wrong in (4, -1):
+        with pytest.raises(ValueError, match="of which from 0 to 3 are real"):
+            decode({"params": params}, tokens(shape=(2, 3)), lengths=[2, wrong])
+        _, cache = step({"params": params}, tokens(shape=(2, 3)), lengths=jnp.array([2, wrong]))
+        logits, _ = step({"params": params} | cache, tokens(shape=(2, 1)))
+        assert np.isfinite(logits[0]).all()
+        assert np.isnan(logits[1]).all()
+
+
+def test_sizes_may_be_numpys_integers():
+    sizes = GPTConfig(np.int64(11), np.uint8(9), np.int32(1), np.int16(2), np.int64(8), np.float32(0.5))
+    assert sizes == GPTConfig(11, 9, 1, 2, 8, 0.5)
+    assert {type(size) for size in dataclasses.astuple(sizes)} == {int, float}  # so that they can be saved as JSON
+    with pytest.raises(ValueError, match=r"num_heads=2\.0 must be an integer"):
+        GPTConfig(11, 9, 1, 2.0, 8)
 
 
 def test_computing_in_bfloat16_keeps_logits_and_parameters_in_float32():
