@@ -144,10 +144,11 @@ class AttentionLayer(nn.Module):
         return output if weights is None else (output, weights)
 
     def _check_ring(self, mask: Any, dropout_key: Array | None, needs_one_device: bool) -> None:
-        if dropout_key is not None or needs_one_device or not (mask is None or isinstance(mask, Segments)):
+        is_supported = mask is None or (isinstance(mask, Segments) and mask.key_ids is None)
+        if dropout_key is not None or needs_one_device or not is_supported:
             raise ValueError(
                 "ring shards the tokens over devices, without dropout, weights, cache, and masks of the call "
-                "other than masks.Segments(ids): write AttentionLayer(ring=None) for these"
+                "other than masks.Segments(ids), without key_ids: write AttentionLayer(ring=None) for these"
             )
 
     def _dense(self, name: str, x: Array, features: int, use_bias: bool) -> Array:

@@ -134,6 +134,84 @@ def test_types_of_computation_and_parameters(dtype):
     np.testing.assert_allclose(decoded.astype(jnp.float32), expected, atol=20 * float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@jax.numpy_dtype_promotion("standard")  # Flax's normalization relies on it
+def test_without_a_dtype_it_computes_in_the_type_of_the_vectors(dtype):
+    x, context = draw(0, (2, 7, 6), (2, 5, 3))
+    x, context = x.astype(dtype), context.astype(dtype)
+    stage, layer = MultiHeadAttention(2, 8), AttentionLayer(2, 8, cache_length=8)
+    variables = stage.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal(layer.apply(variables, x), stage.apply(variables, x))
+    decoded, cache = layer.apply(variables, x, decode=True, mutable=["cache"])
+    assert {decoded.dtype, cache["cache"]["key"].dtype} == {jnp.dtype(dtype)}
+    cross = AttentionLayer(2, 8, mask=None, normalize_heads=True)
+    output, variables = cross.init_with_output(jax.random.key(0), x, context=context)
+    assert output.dtype == dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    kernels = {product.outvars[0].aval.dtype for product in matmuls(cross.apply, variables, x, context=context)}
+    assert kernels <= {jnp.dtype(dtype), jnp.dtype("float32")}  # scores are wider
+
+
+def matmuls(function, *args, **options):
+    """The matrix products in the program of a function."""
+
+    def search(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                yield equation
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from search(getattr(inner, "jaxpr", inner))
+
+    return list(search(jax.make_jaxpr(functools.partial(function, **options))(*args).jaxpr))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "options"),
+    [
+        (None, {}),
+        ("dense", {}),
+        ("blockwise", {}),
+        ("dense", {"return_weights": True}),
+        ("blockwise", {"decode": True, "mutable": ["cache"]}),
+    ],
+)
+def test_every_matrix_product_has_the_precision_of_the_layer(implementation, options):
+    (x,) = draw(0, (1, 130, 6))
+    plain = AttentionLayer(2, 8, cache_length=130, implementation=implementation)
+    variables = jax.eval_shape(plain.init, jax.random.key(0), x)
+    for precision in ("highest", "high"):
+        layer = plain.clone(precision=precision)
+        products = matmuls(layer.apply, variables, x, **options)
+        assert len(products) >= 6  # query, key, value, scores, context, out
+        expected = {jax.lax.Precision(precision)}
+        normalizing = {jax.lax.Precision.HIGHEST}  # the product with 1 / the sum of a row, in full precision always
+        found = [set(product.params["precision"] or [None]) for product in products]
+        assert found.count(expected) >= 6
+        assert all(one in (expected, normalizing) for one in found)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_64_bit_mode_and_numpys_integers_change_nothing():
+    (x,) = draw(0, (2, 6, 8))
+    sizes = {"num_heads": 4, "features": 8, "num_kv_heads": 2, "cache_length": 9}
+    layer = AttentionLayer(**sizes, rotary_base=100.0)
+    variables = layer.init(jax.random.key(0), x)
+    expected = layer.apply(variables, x)
+    with jax.enable_x64(True):
+        same = AttentionLayer(**{name: np.int64(size) for name, size in sizes.items()}, rotary_base=100.0)
+        for lengths in (None, np.array([6, 4]), np.array([6, 4], np.uint8)):
+            output, cache = jax.jit(functools.partial(same.apply, decode=True, mutable=["cache"]))(
+                variables, x, lengths=lengths
+            )
+            assert cache["cache"]["length"].dtype == jnp.int32
+            assert output.dtype == jnp.float32
+            np.testing.assert_allclose(output[0], expected[0], atol=1e-5)
+            np.testing.assert_allclose(output[1, :4], expected[1, :4], atol=1e-5)
+            output, _ = same.apply(variables | cache, x[:, :1], decode=True, mutable=["cache"])
+            assert np.isfinite(output).all()
+
+
 def test_cross_attention_asks_another_sequence():
     x, context = draw(0, (2, 5, 6), (2, 7, 3))
     layer = AttentionLayer(2, 8, mask=None, num_kv_heads=1)
@@ -184,6 +262,70 @@ def test_prompts_of_different_lengths_go_on_where_each_ended():
         np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
+def decode_in_steps(layer, variables, x, lengths):
+    """Decode chunks, each with the number of its real tokens; return the last output."""
+    step = jax.jit(functools.partial(layer.apply, decode=True, mutable=["cache"]))
+    for chunk, real in zip(x, lengths, strict=True):
+        output, cache = step(variables, chunk, lengths=real)
+        variables = variables | cache
+    return output, cache["cache"]
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary_base": 100.0}, {"mask": masks.SlidingWindow(3)}])
+def test_the_cache_has_room_for_real_tokens_and_never_holds_padding(options):
+    (x,) = draw(0, (2, 8, 4))
+    layer = AttentionLayer(2, 8, cache_length=8, **options)
+    variables = layer.init(jax.random.key(0), x)
+    full = layer.apply(variables, x)
+    # 4 are held. Of the next 6, 4 and 1 are real, so that they fit; the rest is padding, which may even be NaN.
+    real = jnp.array([4, 1])
+    padded = jnp.concatenate([x[:, 4:], jnp.full((2, 2, 4), jnp.nan)], 1)
+    padded = jnp.where(jnp.arange(6)[None, :, None] < real[:, None, None], padded, jnp.nan)
+    output, cache = decode_in_steps(layer, variables, [x[:, :4], padded], [None, real])
+    np.testing.assert_allclose(output[0, :4], full[0, 4:], atol=1e-5)
+    np.testing.assert_allclose(output[1, :1], full[1, 4:5], atol=1e-5)
+    assert cache["length"].tolist() == [8, 5]
+    assert np.isfinite(cache["key"]).all()
+    assert np.isfinite(cache["value"]).all()
+    # One more fits in the second example alone.
+    output, cache = layer.apply(variables | {"cache": cache}, x[:, 5:6], decode=True, mutable=["cache"])
+    assert np.isnan(output[0]).all()
+    np.testing.assert_allclose(output[1], full[1, 5:6], atol=1e-5)
+    # A chunk may be longer than the cache, if its real tokens fit.
+    long = jnp.concatenate([x, jnp.full((2, 3, 4), jnp.nan)], 1)
+    output, _ = decode_in_steps(layer, variables, [long], [jnp.array([8, 2])])
+    np.testing.assert_allclose(output[0, :8], full[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [masks.Causal(), masks.SlidingWindow(2)])
+def test_what_has_not_fit_leaves_nan_for_ever_and_for_its_example_alone(mask):
+    (x,) = draw(0, (2, 3, 4))
+    layer = AttentionLayer(2, 8, cache_length=4, mask=mask)
+    variables = layer.init(jax.random.key(0), x)
+    step = jax.jit(functools.partial(layer.apply, decode=True, mutable=["cache"]))
+    for wrong in (-1, 4, 3):  # negative, more than there are tokens, more than there is room for
+        _, cache = step(variables, x[:, :2], lengths=jnp.array([0, 2]))
+        _, cache = step(variables | cache, x, lengths=jnp.array([0, wrong]))
+        for _ in range(4):
+            output, cache = step(variables | cache, x[:, :1], lengths=None)
+            assert np.isfinite(output[0]).all()
+            assert np.isnan(output[1]).all()
+    (_, weights), _ = layer.apply(variables | cache, x[:, :1], decode=True, return_weights=True, mutable=["cache"])
+    assert np.isnan(weights[1]).all()
+
+
+def test_keys_beyond_the_filled_part_of_the_cache_are_not_read():
+    (x,) = draw(0, (2, 1, 4))
+    layer = AttentionLayer(2, 8, cache_length=4096, implementation="blockwise")
+    variables = layer.init(jax.random.key(0), x)
+    _, cache = layer.apply(variables, x, decode=True, mutable=["cache"])
+    expected, _ = layer.apply(variables | cache, x, decode=True, mutable=["cache"])
+    poisoned = {name: cache["cache"][name].at[:, 1024:].set(jnp.nan) for name in ("key", "value")}
+    cache = {"cache": cache["cache"] | poisoned}
+    actual, _ = layer.apply(variables | cache, x, decode=True, mutable=["cache"])
+    np.testing.assert_array_equal(actual, expected)
+
+
 def test_a_full_cache_gives_not_a_number_and_never_wrong_ones():
     (x,) = draw(0, (2, 5, 4))
     layer = AttentionLayer(2, 8, cache_length=6)
@@ -210,6 +352,8 @@ def test_rotary_scores_depend_on_distances_alone():
         ({}, {"lengths": jnp.array([1, 2])}, "lengths belongs to decode=True"),
         ({"cache_length": 9}, {"lengths": jnp.array([1, 2, 3]), "decode": True}, "for each example"),
         ({"cache_length": 9}, {"lengths": jnp.array([1.0, 2.0]), "decode": True}, "an integer for each example"),
+        ({"cache_length": 9}, {"lengths": [1, 6], "decode": True}, r"lengths are \[1, 6\], but there are 5 tokens"),
+        ({"cache_length": 9}, {"lengths": jnp.array([-1, 5]), "decode": True}, r"lengths are \[-1, 5\]"),
         ({"mask": masks.SlidingWindow(2)}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
         ({}, {"positions": jnp.arange(5)}, "positions are used by rotary_base alone"),
         ({}, {"decode": True}, "cache_length"),
