@@ -176,7 +176,7 @@ class GPT(nn.Module):
         embedding = nn.Embed(
             config.vocab_size, config.features, dtype=self.dtype, embedding_init=small, name="embedding"
         )
-        positions = self.param("positions", small, (config.context_length, config.features))
+        positions = self.param("positions", small, (config.context_length, config.features), jnp.float32)
         x = embedding(tokens)  # (..., T, features)
         if documents is None and not decode:
             position_vectors = jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
