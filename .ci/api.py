@@ -15,7 +15,8 @@ warnings.simplefilter("error")
 warnings.filterwarnings("ignore", r"Error parsing type annotation .* for jaxattn\S*_init\.")
 
 directory = Path(sys.argv[1])
-modules = [f"jaxattn.{module.name}" for module in pkgutil.iter_modules(jaxattn.__path__)]
+names = {module.name for module in pkgutil.iter_modules(jaxattn.__path__)} - {"public"}  # which is jaxattn's own page
+modules = sorted(f"jaxattn.{name}" for name in names)
 pdoc.render.configure(docformat="google")
 pdoc.pdoc(
     "jaxattn", *(name for name in modules if name.split(".")[1] not in jaxattn.__all__), output_directory=directory

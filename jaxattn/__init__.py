@@ -1,55 +1,31 @@
-"""Attention that you can read in one sitting, import the same afternoon, and never outgrow, in JAX and Flax."""
+"""Attention that you can read in one sitting, import the same afternoon, and never outgrow, in JAX and Flax.
 
-from jaxattn import masks
-from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
-from jaxattn.attention import dot_product_attention, explain_implementation
-from jaxattn.functional import (
-    attention_scores,
-    attention_weights,
-    context_vectors,
-    dropout,
-    renormalized_weights,
-)
-from jaxattn.layer import AttentionLayer
-from jaxattn.models.generation import generate, stream
-from jaxattn.models.gpt import GPT, GPTConfig
-from jaxattn.models.gpt2 import load_gpt2
-from jaxattn.ring import ring_attention
-from jaxattn.stages import (
-    CausalAttention,
-    MultiHeadAttention,
-    MultiHeadAttentionWrapper,
-    SelfAttention,
-    SimpleSelfAttention,
-    parallel_from_stacked,
-)
-from jaxattn.testing import assert_causal
+The public names are listed in `jaxattn/public.py`. They are imported when the first of them is used, so that the
+command `jaxattn` can handle Ctrl-C before it imports JAX.
+"""
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxattn.public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "GPT",
-    "AttentionLayer",
-    "CausalAttention",
-    "GPTConfig",
-    "MultiHeadAttention",
-    "MultiHeadAttentionWrapper",
-    "SelfAttention",
-    "SimpleSelfAttention",
-    "assert_causal",
-    "attention_scores",
-    "attention_weights",
-    "context_vectors",
-    "dot_product_attention",
-    "dropout",
-    "explain_implementation",
-    "generate",
-    "linen_attention_fn",
-    "load_gpt2",
-    "masks",
-    "nnx_attention_fn",
-    "parallel_from_stacked",
-    "renormalized_weights",
-    "ring_attention",
-    "stream",
-]
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") and name != "__all__":
+        raise AttributeError(f"module 'jaxattn' has no attribute {name!r}")
+    if importlib.util.find_spec(f"jaxattn.{name}"):
+        return importlib.import_module(f"jaxattn.{name}")
+    try:
+        value = getattr(importlib.import_module("jaxattn.public"), name)
+    except AttributeError:
+        raise AttributeError(f"module 'jaxattn' has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("jaxattn.public").__all__})

@@ -1,0 +1,53 @@
+"""The public names of jaxattn, which `jaxattn/__init__.py` passes on."""
+
+from jaxattn import masks
+from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
+from jaxattn.attention import dot_product_attention, explain_implementation
+from jaxattn.functional import (
+    attention_scores,
+    attention_weights,
+    context_vectors,
+    dropout,
+    renormalized_weights,
+)
+from jaxattn.layer import AttentionLayer
+from jaxattn.models.generation import generate, stream
+from jaxattn.models.gpt import GPT, GPTConfig
+from jaxattn.models.gpt2 import load_gpt2
+from jaxattn.ring import ring_attention
+from jaxattn.stages import (
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    SelfAttention,
+    SimpleSelfAttention,
+    parallel_from_stacked,
+)
+from jaxattn.testing import assert_causal
+
+__all__ = [
+    "GPT",
+    "AttentionLayer",
+    "CausalAttention",
+    "GPTConfig",
+    "MultiHeadAttention",
+    "MultiHeadAttentionWrapper",
+    "SelfAttention",
+    "SimpleSelfAttention",
+    "assert_causal",
+    "attention_scores",
+    "attention_weights",
+    "context_vectors",
+    "dot_product_attention",
+    "dropout",
+    "explain_implementation",
+    "generate",
+    "linen_attention_fn",
+    "load_gpt2",
+    "masks",
+    "nnx_attention_fn",
+    "parallel_from_stacked",
+    "renormalized_weights",
+    "ring_attention",
+    "stream",
+]
