@@ -1,11 +1,14 @@
 """The package as users get it: what importing costs, annotations, extras, and the README."""
 
 import ast
+import importlib.metadata
+import json
 import re
 import subprocess
 import sys
 import textwrap
 import tomllib
+import types
 from pathlib import Path
 
 import jax
@@ -19,8 +22,9 @@ from jaxattn import (
     MultiHeadAttentionWrapper,
     SelfAttention,
     SimpleSelfAttention,
+    extras,
 )
-from jaxattn.extras import require
+from jaxattn.extras import install_command, require
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,6 +43,8 @@ def test_importing_pulls_in_little_beyond_flax():
         import sys, flax.linen
         before = set(sys.modules)
         import jaxattn
+        assert set(sys.modules) - before <= {"jaxattn"}, "imported before anything is used"
+        from jaxattn import *
         print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
     """)
     assert finished.returncode == 0, finished.stderr
@@ -144,9 +150,34 @@ def test_no_private_part_of_jax_is_used():
     assert not [str(file) for file in files if forbidden.search(file.read_text(errors="replace"))]
 
 
-def test_a_missing_extra_is_named():
-    with pytest.raises(ImportError, match=r"no_such_package is not installed.*jaxattn\[train\]"):
+def test_a_missing_extra_is_named_with_a_command_that_can_be_pasted(monkeypatch):
+    monkeypatch.chdir(ROOT.parent)
+    with pytest.raises(ImportError, match=r"no_such_package is not installed.*jaxattn\[train\]") as raised:
         require("no_such_package.module", extra="train")
+    assert str(raised.value).endswith(f'python -m pip install -e "{ROOT}[train]"')
+    monkeypatch.chdir(ROOT)
+    assert install_command("tensorboard").endswith('python -m pip install -e ".[tensorboard]"')
+
+
+def test_a_missing_dependency_of_an_installed_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "installed_package.py").write_text("import missing_dependency.part")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"^missing_dependency is not installed, which installed_package needs: "):
+        require("installed_package", extra="train")
+
+
+def test_an_installed_package_names_the_place_that_it_came_from(tmp_path, monkeypatch):
+    """A copy without a project around it, as in site-packages."""
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "jaxattn" / "extras.py"))
+    for source, where in (
+        ({"url": "file:///a%20clone"}, "jaxattn[plot] @ file:///a%20clone"),
+        ({"url": "https://h/r", "vcs_info": {"vcs": "git", "commit_id": "1f"}}, "jaxattn[plot] @ git+https://h/r@1f"),
+        ({}, "jaxattn[plot]"),
+    ):
+        content = json.dumps(source)
+        found = types.SimpleNamespace(read_text=lambda name, content=content: content)
+        monkeypatch.setattr(importlib.metadata, "distribution", lambda name, found=found: found)
+        assert install_command("plot").endswith(f'python -m pip install "{where}"')
 
 
 def test_errors_name_extras_that_exist():
