@@ -1,7 +1,10 @@
+import functools
+
 import jax.numpy as jnp
 import pytest
 
-from jaxattn.benchmark.measure import Comparison, check_agreement, compiled, interleaved_medians, measure
+from jaxattn.benchmark import measure as measure_module
+from jaxattn.benchmark.measure import Candidate, Comparison, check_agreement, compiled, interleaved_medians, measure
 
 X = jnp.ones(3)
 
@@ -25,6 +28,21 @@ def test_every_candidate_gets_a_positive_time():
     medians = interleaved_medians([compiled(name, lambda x: x + 1, X) for name in "ab"], 0.0)
     assert set(medians) == {"a", "b"}
     assert min(medians.values()) > 0
+
+
+@pytest.mark.parametrize(("cold", "warm", "counted"), [(0.5, 0.1, 0.1), (7.0, 3.0, 7.0)])
+def test_the_second_of_two_short_runs_counts_and_long_runs_are_not_repeated(monkeypatch, cold, warm, counted):
+    """With a clock of our own: the first run after the other candidate's is slower, as its caches are cold."""
+    clock, last = [0.0], [None]
+
+    def run(name):
+        clock[0] += cold if last[0] != name or warm > 1 else warm
+        last[0] = name
+
+    monkeypatch.setattr(measure_module.time, "perf_counter", lambda: clock[0])
+    candidates = [Candidate(name, functools.partial(run, name)) for name in "ab"]
+    assert interleaved_medians(candidates, 0.0) == pytest.approx({"a": counted, "b": counted})
+    assert clock[0] == pytest.approx(6 * (cold + warm if cold < 1 else cold))
 
 
 def test_rows_hold_rates_of_the_work_and_random_results_are_timed_but_not_compared():

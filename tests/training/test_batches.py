@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from text_files import whole_text, write
 
-from jaxattn.training.batches import make_batch, prefetch
+from jaxattn.training.batches import batch_positions, make_batch, prefetch
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
@@ -43,6 +43,17 @@ def test_sequences_start_at_a_document_and_end_with_padding(tmp_path):
         # A sequence starts right after EOS; in this text, the first token of a document is its length.
         assert list(tokens[:2]) in ([1, end], [2, 2], [3, 3])
     assert 0 < padded < 300
+
+
+def test_a_sequence_is_full_wherever_it_starts_unless_the_text_ends(tmp_path):
+    """A document may begin at its last position, so that twice the length must be read."""
+    end, length = 9, 6
+    text = whole_text(write(tmp_path / "text", [1, 1, 1, 1, 1, end] * 20), eos_token=end)
+    batch, starts = (make(text, 300, length, (0, 1)) for make in (make_batch, batch_positions))
+    assert set(starts) == set(range(0, len(text) - length + 1, 6))
+    for start, tokens, documents in zip(starts, batch.tokens, batch.documents, strict=True):
+        assert (documents > 0).all()
+        np.testing.assert_array_equal(tokens, text.read(start, start + length)[0])
 
 
 def test_prefetch_makes_the_next_result_while_the_caller_works_and_no_more():
