@@ -60,16 +60,21 @@ def plot_matrix(
     largest = float(np.abs(heads.filled(0)).max()) or 1.0
     for number, (panel, head) in enumerate(zip(panels, heads, strict=True)):
         image = panel.imshow(head, cmap=COLOUR_MAPS[kind], vmin=0 if kind == "weights" else -largest, vmax=largest)
-        panel.set(ylabel=axes[0] if number == 0 else "", xlabel=axes[1])
+        panel.set(ylabel=visible(axes[0]) if number == 0 else "", xlabel=visible(axes[1]))
         _label_axes(panel, rows, columns, f"head {number}" if len(heads) > 1 else "")
         _fill_entries(panel, head, image)
     figure.colorbar(image, ax=panels, shrink=0.8)
-    figure.suptitle(title)
+    figure.suptitle(visible(title))
     # The layout is computed once: computing it again when saving would move things a little.
     with ignore_missing_glyphs():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
+
+
+def visible(text: str) -> str:
+    """Escape control characters, which XML forbids and nobody sees; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
@@ -98,6 +103,7 @@ def _panels(H: int, T: int, S: int) -> tuple["Figure", list[Any]]:
 
 
 def _label_axes(panel: Any, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
+    rows, columns = [visible(row) for row in rows], [visible(column) for column in columns]
     panel.set_title(title, fontsize=10)
     panel.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
     panel.set_yticks(range(len(rows)), rows, parse_math=False)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxattn.guide.matrix_plot import visible
 from jaxattn.guide.trace import Trace
 from jaxattn.stages import (
     CausalAttention,
@@ -118,6 +119,7 @@ def random_numbers(tokens: list[str], seed: int, max_tokens: int | None) -> Stor
             f"the text has {len(tokens)} tokens, but the page shows {MIN_TOKENS} to {MAX_TOKENS}: shorten it, or plot "
             "longer texts with --plots DIR"
         )
+    tokens = [visible(token) for token in tokens]
     keys = jax.random.split(jax.random.key(seed), 5)
     # Rounded to two places, as the book's vectors are, so that a reader can follow by hand.
     inputs = jnp.asarray(np.round(np.asarray(jax.random.uniform(keys[0], (len(tokens), 3))), 2))
