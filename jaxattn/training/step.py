@@ -36,9 +36,18 @@ class Metrics(NamedTuple):
 
 
 def make_schedule(steps: int, learning_rate: float) -> optax.Schedule:
-    """Warm up during the first twentieth of the steps, then decay along a cosine to a tenth."""
+    """Warm up during the first twentieth of the steps, then decay along a cosine to a tenth at the last one.
+
+    The schedule takes the number of steps that are done. The first step already has a learning rate above 0.
+
+    Example:
+        >>> from jaxattn.training.step import make_schedule
+        >>> [round(float(make_schedule(40, 1.0)(done)), 2) for done in (0, 1, 20, 39)]
+        [0.5, 1.0, 0.55, 0.1]
+    """
     warmup = max(1, steps // 20)
-    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10)
+    of_step = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10)
+    return lambda done: of_step(done + 1)
 
 
 def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -130,7 +139,7 @@ def _accumulate(model: GPT, microbatches: int, params: Any, examples: tuple[Batc
 
     # (B, ...) -> (microbatches, B / microbatches, ...)
     split = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), examples)
-    zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
     return jax.lax.scan(add, zeros, split)[0]
 
 

@@ -9,6 +9,7 @@ from jaxattn import GPT, GPTConfig
 from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
 from jaxattn.training.evaluation import make_mean_loss
+from jaxattn.training.sharding import state_sharding
 from jaxattn.training.step import (
     init_state,
     make_optimizer,
@@ -124,12 +125,70 @@ def test_weight_decay_applies_to_matrices_only():
     assert (params["bias"] == 1).all()
 
 
-def test_the_learning_rate_warms_up_and_decays():
-    schedule = make_schedule(100, 1.0)
-    rates = [float(schedule(step)) for step in range(100)]
-    assert rates[0] == 0
-    assert rates[5] == max(rates) == 1
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+@pytest.mark.parametrize("steps", [1, 2, 20, 100])
+def test_the_learning_rate_warms_up_from_the_first_step_and_decays_to_a_tenth_at_the_last(steps):
+    schedule, warmup = make_schedule(steps, 0.5), max(1, steps // 20)
+    for number in range(1, steps + 1):
+        expected = number / warmup
+        if number > warmup:
+            expected = 0.1 + 0.9 * (1 + np.cos(np.pi * (number - warmup) / (steps - warmup))) / 2
+        assert float(schedule(number - 1)) == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_the_optimizer_is_adamw_of_gradients_clipped_to_norm_1():
+    """By the formulas of Loshchilov and Hutter 2019, in NumPy.
+
+    Some gradients are clipped and some are not: AdamW divides by their common size, and would hide the same factor.
+    """
+    rng, schedule = np.random.default_rng(0), make_schedule(10, 0.3)
+    params = {"kernel": rng.standard_normal((2, 3)), "bias": rng.standard_normal(3)}
+    moments = {name: [np.zeros_like(p), np.zeros_like(p)] for name, p in params.items()}
+    optimizer = make_optimizer(schedule)
+    ours = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    state = optimizer.init(ours)
+    for step, size in enumerate((30.0, 0.1, 3.0, 0.01), start=1):
+        gradients = {name: size * rng.standard_normal(p.shape) for name, p in params.items()}
+        updates, state = optimizer.update(jax.tree.map(lambda g: jnp.asarray(g, jnp.float32), gradients), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name, gradient in gradients.items():
+            clipped = gradient / max(1.0, norm)
+            mean, square = moments[name]
+            mean[:], square[:] = 0.9 * mean + 0.1 * clipped, 0.99 * square + 0.01 * clipped**2
+            step_of_adam = (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
+            decay = 0.1 * params[name] if name == "kernel" else 0.0
+            params[name] = params[name] - float(schedule(step - 1)) * (step_of_adam + decay)
+    for name, expected in params.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=2e-4, atol=2e-5)
+
+
+def test_the_step_trains_with_this_optimizer_and_reports_its_learning_rate():
+    """With a gradient of 0, weight decay alone moves the matrices, by the rate that the step reports."""
+    _, state, step = fresh(learning_rate=0.5, steps=60)
+    before = jax.tree.map(np.asarray, state.params)
+    nothing = Batch(BATCH.tokens, jnp.zeros((4, 9), jnp.int32))  # all padding
+    after, metrics = step(state, nothing)
+    assert float(metrics.learning_rate) == pytest.approx(0.5 / 3)
+    assert float(metrics.gradient_norm) == 0
+    kept = jax.tree.map(lambda p: p * (1 - 0.1 * 0.5 / 3 if p.ndim > 1 else 1), before)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.params, kept)
+
+
+def test_heads_and_feed_forward_layers_are_split_over_the_axis_model_with_their_moments():
+    _, state, _ = fresh()
+    mesh = make_mesh({"data": 1}, 4, 2, 8)
+    columns, rows, bias, whole = (None, "model"), ("model", None), ("model",), ()
+    split = dict.fromkeys(["query.kernel", "key.kernel", "value.kernel", "expand.kernel"], columns)
+    split |= dict.fromkeys(["query.bias", "key.bias", "value.bias", "expand.bias"], bias)
+    split |= dict.fromkeys(["out.kernel", "contract.kernel"], rows)
+    found = 0
+    for path, sharding in jax.tree_util.tree_leaves_with_path(state_sharding(mesh, state)):
+        name = ".".join(str(step.key) for step in path[-2:] if hasattr(step, "key"))
+        expected = split.get(name, whole)
+        assert tuple(axis for axis in sharding.spec) in (expected, (None,) * len(sharding.spec)), (name, sharding)
+        assert ("model" in sharding.spec) == (name in split), (name, sharding)
+        found += name in split
+    assert found == 3 * len(split)  # the parameters and AdamW's two moments
 
 
 def test_the_step_donates_its_state():
