@@ -5,10 +5,15 @@ import difflib
 import importlib
 import os
 import re
-import signal
+import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+from jaxattn.extras import python
+from jaxattn.signals import on_stop_signal
 
 # The name of each command, its module, and what it does.
 COMMANDS = {
@@ -17,6 +22,10 @@ COMMANDS = {
     "guide": ("jaxattn.guide.command", "make a page that shows every number of the four stages of attention"),
     "benchmark": ("jaxattn.benchmark.command", "compare speed and memory with other implementations"),
 }
+# What is wrong with the arguments, files, packages or the machine; everything else is an error in this program.
+ERRORS = (OSError, ValueError, ImportError, MemoryError, RuntimeError, ArithmeticError)
+# JAX tells no more seeds than these apart, unless it runs with 64 bits.
+MAX_SEED = 2**32 - 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,25 +37,77 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         advice = f"did you mean jaxattn {close[0]}?" if close else f"write jaxattn {', '.join(COMMANDS)} or --help"
-        print(f"jaxattn: {name} is not a command: {advice}", file=sys.stderr)
+        print(f"jaxattn: {printable(name)} is not a command: {advice}", file=sys.stderr)
         return 2
-    if name == "train":
-        exit_on_stop_signals()
-    status: int = importlib.import_module(COMMANDS[name][0]).main(rest)
-    return status
+    on_stop_signal(lambda number: exit_at_once(name, number))
+    return run_command(name, lambda: importlib.import_module(COMMANDS[name][0]).main(rest))
 
 
-def exit_on_stop_signals() -> None:
-    """End the process at once on a stop signal: before and after training there is nothing left to save."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _exit)
+def run_command(name: str, work: Callable[[], int]) -> int:
+    """Return the exit status of a command's work; an error is printed as one sentence, and its status is 2.
+
+    An exception may have another one as its `exit_status`.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"jaxattn {name}: interrupted", file=sys.stderr)
+        return 130
+    except ERRORS as error:
+        print(f"jaxattn {name}: {explain(error)}", file=sys.stderr)
+        return getattr(error, "exit_status", 2)
 
 
-def _exit(number: int, frame: Any) -> None:
-    os.write(2, b"jaxattn train: interrupted; what was saved before is intact\n")
+def exit_at_once(name: str, number: int) -> NoReturn:
+    """End the process on a stop signal, in whatever the main thread is."""
+    os.write(2, f"jaxattn {name}: interrupted; what was saved before is intact\n".encode())
     os._exit(128 + number)
+
+
+def explain(error: BaseException) -> str:
+    """Describe an error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in lines[0] or "out of memory" in lines[0].lower():
+        return f"there is not enough memory ({printable(lines[0])})"
+    if "initialize backend" in lines[0]:
+        reason = printable(lines[0].partition(" (set ")[0])
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} cannot be used ({reason}): unset it, or write cpu"
+    # Messages of JAX and XLA go on for many lines, which help developers only.
+    return printable(lines[0] if isinstance(error, RuntimeError) else " ".join(lines))
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which could disturb a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def typed(name: str) -> str:
+    """Return a command as this one was typed, to be pasted in a shell: `jaxattn train`, or a path to either script.
+
+    Example:
+        >>> from jaxattn.cli import typed
+        >>> typed("generate")  # from a notebook; after `python scripts/train.py` it is `.venv/bin/python scripts/…`
+        'jaxattn generate'
+    """
+    script = Path(sys.argv[0])
+    if script.suffix == ".py" and script.stem in COMMANDS and script.with_stem(name).is_file():
+        return f"{python()} {shlex.quote(str(script.with_stem(name)))}"
+    on_path = shutil.which("jaxattn")
+    if script.stem == "jaxattn" and script.is_file() and not (on_path and script.samefile(on_path)):
+        return f"{shlex.quote(str(script))} {name}"
+    return f"jaxattn {name}"
+
+
+def check_number(option: str, number: float, lowest: float, highest: float = 2**31 - 1) -> None:
+    """Check the range of an option's number.
+
+    Raises:
+        ValueError: the number is outside of it, or NaN.
+    """
+    if not lowest <= number <= highest:
+        raise ValueError(f"{option} is {number}, but must be from {lowest} to {highest}")
 
 
 def _help() -> str:
@@ -68,4 +129,5 @@ class Parser(argparse.ArgumentParser):
             message = f"{unknown[1]} is not an option: " + (
                 f"did you mean {close[0]}?" if close else "--help lists the options"
             )
-        self.exit(2, f"{self.prog}: {message}\n")
+        short = message if len(message) <= 300 else f"{message[:300]}…"
+        self.exit(2, f"{self.prog}: {printable(short)}\n")

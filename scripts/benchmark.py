@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxattn.benchmark.command import main
+from jaxattn.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
-"""Continue a text with a trained model: the same as the command `jaxattn generate`."""
+"""Continue a text with a trained model: `jaxattn generate`, from a clone."""
 
 import sys
 
-from jaxattn.models.command import main
+from jaxattn.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["generate", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxattn.guide.command import main
+from jaxattn.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["guide", *sys.argv[1:]]))
