@@ -1,7 +1,6 @@
 """The command `jaxattn benchmark`: measure what was asked for, and print and keep each row as it comes."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,34 +8,28 @@ from jaxattn.benchmark.attention import compare_attention
 from jaxattn.benchmark.cases import Case
 from jaxattn.benchmark.decoding import compare_decoding
 from jaxattn.benchmark.layers import compare_layers
-from jaxattn.benchmark.machine import describe_machine, total_memory
+from jaxattn.benchmark.machine import describe_machine
 from jaxattn.benchmark.measure import Comparison, Row, matmul_rate, measure
 from jaxattn.benchmark.memory import extra_memory
 from jaxattn.benchmark.options import check, parser
 from jaxattn.benchmark.plot import plot
 from jaxattn.benchmark.report import heading, line, markdown, write_json
 from jaxattn.benchmark.training import compare_training
+from jaxattn.cli import run_command
+from jaxattn.files import write_whole
 from jaxattn.training.devices import use_all_cores
+from jaxattn.training.memory import total_memory
 from jaxattn.training.progress import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return the exit status."""
-    options = parser().parse_args(argv)
-    try:
-        check(options)
-        run(options)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"jaxattn benchmark: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("jaxattn benchmark: interrupted; the figures so far are kept", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("benchmark", lambda: run(parser().parse_args(argv)))
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     """Measure, and print and keep each row as it comes."""
+    check(options)
     if options.only == "training":
         use_all_cores()
     machine, rate = describe_machine(), matmul_rate()
@@ -55,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
         keep(options, report)
     if options.plot is not None:
         plot(attention_rows(rows), options.plot)
+    return 0
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[Row]:
@@ -95,7 +89,7 @@ def keep(options: argparse.Namespace, report: dict[str, Any]) -> None:
     if options.json is not None:
         write_json(report, options.json)
     if options.markdown is not None:
-        options.markdown.write_text(markdown(attention_rows(report["rows"])), encoding="utf-8")
+        write_whole(options.markdown, markdown(attention_rows(report["rows"])).encode("utf-8"))
 
 
 def attention_rows(rows: list[Row]) -> list[Row]:

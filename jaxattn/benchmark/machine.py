@@ -27,11 +27,6 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def total_memory() -> float:
-    """Return the machine's memory in bytes, or 16 GB where the system does not tell."""
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if hasattr(os, "sysconf") else 16e9
-
-
 def is_installed(package: str) -> bool:
     """Whether a package is installed."""
     try:

@@ -9,14 +9,15 @@ last column is the time relative to jaxattn's.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import get_args
 
 from jaxattn.benchmark.cases import MASKS
 from jaxattn.benchmark.plot import check_plot_file
-from jaxattn.cli import Parser
+from jaxattn.cli import Parser, check_number
+from jaxattn.files import check_output
 from jaxattn.kernels.call import Implementation
+from jaxattn.training.memory import total_memory
 
 GROUPS = ("attention", "stages", "decoding", "training")
 DIRECTIONS = ("forward", "forward+backward")
@@ -46,11 +47,29 @@ def parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse options that cannot work before anything is measured."""
-    if min([*options.lengths, *(options.batch_sizes or [1]), options.heads, options.head_width]) < 1:
-        raise ValueError("--lengths, --batch-sizes, --heads and --head-width must be at least 1")
-    for name in ("json", "markdown", "plot"):
-        file = getattr(options, name)
-        if file is not None and not os.access(file.absolute().parent, os.W_OK):
-            raise ValueError(f"--{name} {file}: the folder does not exist, or cannot be written")
+    lists = {"--lengths": options.lengths, "--batch-sizes": options.batch_sizes or []}
+    for name, numbers in (lists | {"--heads": [options.heads], "--head-width": [options.head_width]}).items():
+        for number in numbers:
+            check_number(name, number, 1)
+    check_number("--seconds", options.seconds, 0, 24 * 60 * 60)
+    files = {name: getattr(options, name) for name in ("json", "markdown", "plot") if getattr(options, name)}
+    for name, file in files.items():
+        check_output(f"--{name}", file)
+    if len({file.absolute() for file in files.values()}) < len(files):
+        raise ValueError(f"--{' and --'.join(files)} name one file: name one for each")
+    if options.only in (None, "attention", "stages"):
+        _check_memory(options)
     if options.plot is not None:
         check_plot_file(options.plot)
+
+
+def _check_memory(options: argparse.Namespace) -> None:
+    """Check that query, key, value and output of the largest case are in memory together."""
+    sizes = [(max(options.batch_sizes or [32 if T <= 256 else 1]), T) for T in options.lengths]
+    B, T = max(sizes, key=lambda size: size[0] * size[1])
+    needed = 4 * 4 * B * T * options.heads * options.head_width
+    if needed > total_memory():
+        raise ValueError(
+            f"B={B} T={T} H={options.heads} D={options.head_width} needs {needed / 1e9:,.0f} GB of memory, but there "
+            f"are {total_memory() / 1e9:,.0f} GB: write smaller --lengths, --batch-sizes, --heads or --head-width"
+        )

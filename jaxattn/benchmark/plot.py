@@ -1,10 +1,12 @@
 """The rows of attention as a picture: time, and memory where it was measured, over the length."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 from jaxattn.benchmark.measure import Row
 from jaxattn.extras import require
+from jaxattn.files import write_whole
 
 QUANTITIES = {"seconds": "seconds", "bytes": "extra bytes at the peak"}
 
@@ -45,7 +47,9 @@ def plot(rows: list[Row], file: Path) -> None:
             panel.set_xscale("log", base=2)
             panel.grid(alpha=0.3)
     grid[0][0].legend(fontsize="small")
-    figure.savefig(file, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=file.suffix[1:])
+    write_whole(file, picture.getvalue())
 
 
 def _draw_lines(panel: Any, rows: list[Row], quantity: str, names: list[str]) -> None:

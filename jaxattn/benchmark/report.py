@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxattn.benchmark.measure import Row
+from jaxattn.files import write_whole
 
 
 def heading(row: Row) -> str:
@@ -34,7 +35,7 @@ def write_json(report: dict[str, Any], file: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    file.write_text(json.dumps(report, indent=1))
+    write_whole(file, json.dumps(report, indent=1).encode())
 
 
 def markdown(rows: list[Row]) -> str:

@@ -4,36 +4,33 @@ The page is a single file that needs no network. Exit status: 0 the page is writ
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxattn.cli import Parser
+from jaxattn.cli import MAX_SEED, Parser, check_number, run_command
+from jaxattn.files import check_output, write_whole
 from jaxattn.guide.page import render_page
 from jaxattn.guide.plots import plot_story, save_plots
 from jaxattn.guide.story import MAX_TOKENS, Story, book_story, random_story
 from jaxattn.guide.trained import trained_story
 from jaxattn.training.progress import say
-from jaxattn.training.saving import write_whole
+from jaxattn.training.saving import prepare_directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return the exit status."""
-    options = parser().parse_args(argv)
-    try:
-        check(options)
-        story = make_story(options)
-        if options.plots is not None:
-            say(f"{options.plots}: {len(save_plots(plot_story(story), options.plots)) // 3} figures")
-        else:
-            write_whole(options.out, render_page(story).encode("utf-8"))
-            say(f"{options.out}: open it in a browser")
-    except (OSError, ValueError, ImportError) as error:
-        print(f"jaxattn guide: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("jaxattn guide: interrupted", file=sys.stderr)
-        return 130
+    return run_command("guide", lambda: make_guide(parser().parse_args(argv)))
+
+
+def make_guide(options: argparse.Namespace) -> int:
+    """Write the page or the plots."""
+    check(options)
+    story = make_story(options)
+    if options.plots is not None:
+        say(f"{options.plots}: {len(save_plots(plot_story(story), options.plots)) // 3} figures")
+    else:
+        write_whole(options.out, render_page(story).encode("utf-8"))
+        say(f"{options.out}: open it in a browser")
     return 0
 
 
@@ -52,10 +49,11 @@ def parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse options that cannot work before anything is computed."""
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed is {options.seed}, but must be from 0 to {2**32 - 1}")
-    if options.plots is None and (options.out.is_dir() or not options.out.parent.is_dir()):
-        raise ValueError(f"--out {options.out} is not a file in an existing folder: write --out guide.html")
+    check_number("--seed", options.seed, 0, MAX_SEED)
+    if options.plots is None:
+        check_output("--out", options.out)
+    else:
+        prepare_directory(options.plots, "--plots")
 
 
 def make_story(options: argparse.Namespace) -> Story:

@@ -1,10 +1,12 @@
 """The matrices of a trace or of a whole story as figures to publish."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxattn.extras import require
+from jaxattn.files import write_whole
 from jaxattn.guide.matrix_plot import ignore_missing_glyphs, plot_matrix
 from jaxattn.guide.story import Story, stages_of
 from jaxattn.guide.trace import Trace, trace
@@ -53,8 +55,10 @@ def save_plots(figures: dict[str, "Figure"], directory: Path) -> list[Path]:
     for name, figure in figures.items():
         for suffix, without_date in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
             path = directory / f"{name}.{suffix}"
+            picture = io.BytesIO()
             with ignore_missing_glyphs(), matplotlib.rc_context({"svg.hashsalt": "jaxattn"}):
-                figure.savefig(path, dpi=150, metadata=without_date)
+                figure.savefig(picture, format=suffix, dpi=150, metadata=without_date)
+            write_whole(path, picture.getvalue())
             written.append(path)
     return written
 

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxattn.guide.matrix_plot import visible
 from jaxattn.guide.story import MAX_TOKENS, Story, random_numbers
 from jaxattn.guide.trace import Trace, trace
 from jaxattn.models.gpt import GPT
 from jaxattn.stages import MultiHeadAttention
 from jaxattn.tasks.pronouns.report import read_report
 from jaxattn.tasks.pronouns.words import PRONOUNS
-from jaxattn.training.saving import load_model
-from jaxattn.training.tokenizer import EOS, Tokenizer, open_tokenizer
+from jaxattn.training.saving import load_run
+from jaxattn.training.tokenizer import EOS, Tokenizer
 
 NUM_NEXT_WORDS = 10
 # The sentence without --text, and a shorter one for models that read bytes.
@@ -28,8 +29,8 @@ def trained_story(directory: str, text: str | None, seed: int, max_tokens: int |
         OSError: the directory cannot be read.
         ValueError: it holds no model, or the text has fewer than 2 tokens, or more than `max_tokens`.
     """
-    model, params = load_model(directory)
-    tokenizer, config = open_tokenizer(Path(directory)), model.config
+    model, params, tokenizer = load_run(directory)
+    config = model.config
     ids = tokenizer.encode(SENTENCE if text is None else text)
     if text is None and len(ids) > min(max_tokens or len(ids), config.context_length):
         ids = tokenizer.encode(SHORT_SENTENCE)
@@ -85,4 +86,6 @@ def _with_report(story: Story, file: Path) -> Story:
 def _label(tokenizer: Tokenizer, token: int) -> str:
     """Decode a token so that its white space is visible."""
     text = EOS if token == tokenizer.eos_token else tokenizer.decode([token])
-    return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"}) if text != text.strip() or not text else text
+    if text != text.strip() or not text:
+        text = text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"})
+    return visible(text)

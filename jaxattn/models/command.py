@@ -1,7 +1,6 @@
 """The command `jaxattn generate`."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,40 +8,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxattn.cli import Parser
+from jaxattn.cli import MAX_SEED, Parser, check_number, run_command, typed
+from jaxattn.files import check_input
 from jaxattn.models.generation import stream
 from jaxattn.models.gpt2 import load_gpt2
 from jaxattn.training.progress import say
-from jaxattn.training.saving import load_model
-from jaxattn.training.tokenizer import Tokenizer, open_tokenizer, read_tokenizer
+from jaxattn.training.saving import check_numbers, load_run
+from jaxattn.training.tokenizer import Tokenizer, read_tokenizer
+
+# More would take days; the random bits of all tokens are drawn at once.
+MAX_TOKENS = 10**6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate text; return the exit status."""
-    options = parser().parse_args(argv)
-    try:
-        if (options.directory is None) == (options.gpt2 is None):
-            raise ValueError("name one model: jaxattn generate DIR, or jaxattn generate --gpt2 DIR")
-        model, params, tokenizer = open_gpt2(options.gpt2) if options.gpt2 is not None else open_run(options.directory)
-        prompt = first_tokens(options.prompt, tokenizer)
-        tokens = stream(
-            model,
-            params,
-            jnp.array(prompt),
-            options.tokens,
-            key=jax.random.key(options.seed),
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            stop_token=tokenizer.eos_token,
-        )
-        write(prompt, tokens, tokenizer)
-    except (OSError, ValueError, ImportError, OverflowError) as error:
-        print(f"jaxattn generate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\njaxattn generate: interrupted", file=sys.stderr)
-        return 130
+    return run_command("generate", lambda: generate(parser().parse_args(argv)))
+
+
+def generate(options: argparse.Namespace) -> int:
+    """Print the text as it is generated."""
+    check(options)
+    model, params, tokenizer = open_gpt2(options.gpt2) if options.gpt2 is not None else load_run(options.directory)
+    prompt = first_tokens(options.prompt, tokenizer)
+    tokens = stream(
+        model,
+        params,
+        jnp.array(prompt),
+        options.tokens,
+        key=jax.random.key(options.seed),
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        stop_token=tokenizer.eos_token,
+    )
+    write(prompt, tokens, tokenizer)
     return 0
 
 
@@ -65,6 +64,19 @@ def parser() -> argparse.ArgumentParser:
     return new
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot work before a model is loaded."""
+    if (options.directory is None) == (options.gpt2 is None):
+        raise ValueError(f"name one model: {typed('generate')} DIR, or {typed('generate')} --gpt2 DIR")
+    check_number("--tokens", options.tokens, 0, MAX_TOKENS)
+    check_number("--temperature", options.temperature, 0)
+    check_number("--seed", options.seed, 0, MAX_SEED)
+    if options.top_k is not None:
+        check_number("--top-k", options.top_k, 1)
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ValueError(f"--top-p is {options.top_p}, but must be above 0 and at most 1: write --top-p 0.9")
+
+
 def first_tokens(prompt: str | None, tokenizer: Tokenizer) -> list[int]:
     """Return the tokens to continue."""
     if prompt is None:
@@ -75,25 +87,19 @@ def first_tokens(prompt: str | None, tokenizer: Tokenizer) -> list[int]:
     return tokens
 
 
-def open_run(directory: str) -> tuple[Any, Any, Tokenizer]:
-    """Load a saved run; return model, parameters and tokenizer."""
-    return *load_model(directory), open_tokenizer(Path(directory))
-
-
 def open_gpt2(directory: str) -> tuple[Any, Any, Tokenizer]:
     """Load a GPT-2; return model, parameters and tokenizer."""
-    file = Path(directory) / "tokenizer.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} does not exist: it holds the vocabulary, in the format of the tokenizers library"
-        )
-    tokenizer = read_tokenizer(file)
+    files = [Path(directory) / name for name in ("tokenizer.json", "config.json", "model.safetensors")]
+    for file in files:
+        check_input("--gpt2", file)
+    tokenizer = read_tokenizer(files[0])
     model, params = load_gpt2(directory)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"{file} has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}: "
+            f"{files[0]} has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}: "
             "they do not belong together"
         )
+    check_numbers(files[2], params)
     return model, params, tokenizer
 
 

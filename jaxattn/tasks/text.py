@@ -1,16 +1,14 @@
 """Learn any text: the user's files, or by default the source of Python's standard library."""
 
 import hashlib
-import os
-import stat
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxattn.files import check_input, write_whole
 from jaxattn.tasks import Data, Task
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import TOKENS
-from jaxattn.training.saving import write_whole
 from jaxattn.training.text import make_corpus
 from jaxattn.training.tokenizer import FILE, Tokenizer, bytes_tokenizer, learn_bpe, read_tokenizer, write_tokens
 
@@ -23,6 +21,8 @@ class TextTask(Task):
     """Text as bytes, or as tokens of a tokenizer that is learned from it or given."""
 
     def fingerprints(self, config: TrainConfig) -> list[str]:
+        if config.tokenizer not in ("bytes", "bpe") and not (config.out and (Path(config.out) / FILE).exists()):
+            read_tokenizer(Path(config.tokenizer))  # raises an error that names the user's file
         prints = fingerprints(_files(config))
         if config.tokenizer == "bytes":
             make_corpus(_files(config), config.context_length)  # raises if there is too little text
@@ -46,20 +46,17 @@ def fingerprints(files: Sequence[Path]) -> list[str]:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is a stream.
+        ValueError: a file is a directory or a stream.
     """
     prints = []
     for file in files:
+        check_input("--text", file)
+        size = file.stat().st_size
         with open(file, "rb") as source:
-            status = os.fstat(source.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(
-                    f"--text {file} is a stream, but training reads it in random order: save it to a file first"
-                )
             ends = source.read(EDGE)
-            source.seek(max(0, status.st_size - EDGE))
+            source.seek(max(0, size - EDGE))
             ends += source.read(EDGE)
-        prints.append(f"{status.st_size}-{hashlib.sha256(ends).hexdigest()[:16]}")
+        prints.append(f"{size}-{hashlib.sha256(ends).hexdigest()[:16]}")
     return prints
 
 
@@ -89,8 +86,6 @@ def _make_tokenizer(config: TrainConfig, files: Sequence[Path], saved: Path) -> 
         if config.tokenizer == "bpe":
             content = learn_bpe(files, config.vocab_size)
         else:
-            given = Path(config.tokenizer)
-            read_tokenizer(given)  # raises an error that names the user's file
-            content = given.read_text(encoding="utf-8")
+            content = Path(config.tokenizer).read_text(encoding="utf-8")
         write_whole(saved, content.encode())
     return read_tokenizer(saved)

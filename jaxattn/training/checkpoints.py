@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from jaxattn.extras import require
-from jaxattn.training.saving import write_whole
+from jaxattn.files import write_whole
 
 State = TypeVar("State")
 KEPT, SIGNATURE = 3, "_SUMS"

@@ -5,15 +5,18 @@ import dataclasses
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from jaxattn.cli import Parser
+from jaxattn.cli import Parser, run_command
 from jaxattn.training.config import TrainConfig, flag, preset
 from jaxattn.training.devices import join_processes, use_all_cores
 from jaxattn.training.directory import saved_config
-from jaxattn.training.recovery import LAST, DivergedError
+from jaxattn.training.progress import say
+from jaxattn.training.recovery import LAST, is_complete
+from jaxattn.training.report import complete
 from jaxattn.training.run import Run
 
 DESCRIPTION = """\
@@ -23,27 +26,32 @@ DIR the run is saved as it goes: Ctrl-C or SIGTERM saves and ends it, and --resu
 whatever stopped it, with exactly the same losses."""
 
 EXIT_STATUS = """\
-Exit status: 0 the held-out loss fell, 1 it did not, 2 something was wrong with the options, files or disk, 3 the loss
-became NaN or infinite, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM (what was learned by then is saved)."""
+Exit status: 0 the held-out loss fell, or the run to resume was complete, 1 it did not, 2 something was wrong with the
+options, files or disk, 3 the loss became NaN or infinite, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM (what
+was learned by then is saved)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; return the exit status."""
     _silence_threads()
+    return run_command("train", lambda: train(sys.argv[1:] if argv is None else argv))
+
+
+def train(argv: Sequence[str]) -> int:
+    """Start or resume a run; return the exit status."""
+    options, config = parse(argv)
+    if options.resume is not None and is_complete(config, options.resume):
+        say(complete(config.steps, Path(str(config.out))))
+        return 0
+    use_all_cores()
+    join_processes(options.coordinator, options.processes, options.process)
     try:
-        options, config = parse(sys.argv[1:] if argv is None else argv)
-        use_all_cores()
-        join_processes(options.coordinator, options.processes, options.process)
-        outcome = Run(config, options.resume).train()
-    except (OSError, ValueError, ImportError, DivergedError) as error:
-        print(f"jaxattn train: {error}", file=sys.stderr)
-        return 3 if isinstance(error, DivergedError) else 2
+        return Run(config, options.resume).train().exit_status
     except (MemoryError, JaxRuntimeError) as error:
-        print(f"jaxattn train: {_explain(error)}", file=sys.stderr)
-        return 2
-    if outcome.signal:
-        return 128 + outcome.signal
-    return 0 if outcome.learned else 1
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            advice = "write --accumulate 2 or more, --remat, or a smaller --batch-size"
+            raise MemoryError(f"{str(error).partition(chr(10))[0]}; {advice}") from None
+        raise
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
@@ -101,7 +109,7 @@ def add_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
-        type=int,
+        type=_step,
         nargs="?",
         const=LAST,
         metavar="STEP",
@@ -109,12 +117,12 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _explain(error: BaseException) -> str:
-    """Return one sentence for an error of JAX; the rest of its message does not help."""
-    line = str(error).partition("\n")[0]
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in line:
-        return f"there is not enough memory ({line}): write --accumulate 2 or more, --remat, or a smaller --batch-size"
-    return f"JAX failed ({line})"
+def _step(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:12]) < 2**31):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no step: write the step of a checkpoint, 1 or more, or --resume alone for the last one"
+        )
+    return int(text)
 
 
 def _silence_threads() -> None:

@@ -4,16 +4,20 @@ import dataclasses
 from typing import Any
 
 from jaxattn.checks import check_rate
+from jaxattn.cli import MAX_SEED, check_number
 from jaxattn.models.gpt import GPTConfig
 from jaxattn.tasks import find_task
 from jaxattn.training.devices import parse_mesh
 
 TYPES = ("float32", "bfloat16")
-# The lowest value of each number.
-LOWEST = {
-    **dict.fromkeys(("steps", "batch_size", "context_length", "layers", "heads", "width", "save_every"), 1),
-    **dict.fromkeys(("seed", "learning_rate", "accumulate"), 0),
-    "vocab_size": 257,
+# The lowest and the highest value of each number. Compiling takes time for each layer.
+LARGE = 2**31 - 1
+RANGES = {
+    **dict.fromkeys(("steps", "batch_size", "context_length", "heads", "width", "save_every"), (1, LARGE)),
+    "layers": (1, 1000),
+    **dict.fromkeys(("learning_rate", "accumulate"), (0, LARGE)),
+    "seed": (0, MAX_SEED),
+    "vocab_size": (257, LARGE),
 }
 DATA, MODEL, OPTIMIZATION = "what to learn", "model", "optimization"
 DEVICES, OUTPUT = "devices and memory", "output"
@@ -24,8 +28,8 @@ def _option(
 ) -> Any:
     """Make a field.
 
-    `empty` says what an empty value means. A field that `may_change` when a run is resumed has no influence on what is
-    learned.
+    `empty` says what an empty value means. A field that `may_change` when a run is resumed has no influence on the
+    steps that were trained before.
     """
     metadata = {"group": group, "help": help, "metavar": metavar, "empty": empty, "may_change": may_change}
     return dataclasses.field(default=default, metadata=metadata)
@@ -56,7 +60,7 @@ class TrainConfig:
     width: int = _option(MODEL, 128, "width of the token vectors, all heads together")
     dropout: float = _option(MODEL, 0.0, "dropout rate in training, from 0 to below 1", "X")
 
-    steps: int = _option(OPTIMIZATION, 1000, "training steps")
+    steps: int = _option(OPTIMIZATION, 1000, "training steps", may_change=True)
     batch_size: int = _option(OPTIMIZATION, 16, "sequences in a step")
     learning_rate: float = _option(OPTIMIZATION, 3e-3, "highest learning rate, between warm-up and cosine decay", "X")
     seed: int = _option(OPTIMIZATION, 0, "the same seed gives the same losses on the same machine")
@@ -88,6 +92,7 @@ class TrainConfig:
     tensorboard: bool = _option(OUTPUT, False, "also write TensorBoard scalars to the run's directory", may_change=True)
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_numbers()
         task = find_task(self.task)
         if self.dtype not in TYPES:
@@ -95,8 +100,9 @@ class TrainConfig:
         task.check(self)
         if self.tokenizer != "bpe" and self.vocab_size != TrainConfig.vocab_size:
             raise ValueError(f"--vocab-size {self.vocab_size} is only for --tokenizer bpe: add that, or leave it out")
-        if self.out is not None and not self.out.isprintable():
-            raise ValueError(f"--out {self.out!a} has letters that cannot be shown: name another directory")
+        if self.out is not None and not (self.out and self.out.isprintable()):
+            problem = "has letters that cannot be shown" if self.out else "is empty"
+            raise ValueError(f"--out {self.out!a} {problem}: name another directory")
         if self.tensorboard and self.out is None:
             raise ValueError("--tensorboard writes into the run's directory: name one with --out DIR")
         if parse_mesh(self.mesh).get("seq", 1) > 1 and self.dropout:
@@ -115,11 +121,19 @@ class TrainConfig:
             if not field.metadata["may_change"] and getattr(self, field.name) != getattr(other, field.name)
         ]
 
+    def _check_types(self) -> None:
+        """Check the types, which may be wrong in a damaged run.json."""
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), str if field.default is None else type(field.default)
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            fits &= isinstance(value, bool) == (kind is bool)
+            fits &= field.name != "text" or all(isinstance(file, str) for file in value)
+            if not fits and not (field.default is None and value is None):
+                raise ValueError(f"{flag(field.name)} is {value!r}, but must be a {kind.__name__}")
+
     def _check_numbers(self) -> None:
-        for name, lowest in LOWEST.items():
-            number = getattr(self, name)
-            if not lowest <= number < 2**31:
-                raise ValueError(f"{flag(name)} is {number}, but must be at least {lowest}")
+        for name, (lowest, highest) in RANGES.items():
+            check_number(flag(name), getattr(self, name), lowest, highest)
         if self.width % self.heads:
             wider = -(-self.width // self.heads) * self.heads
             raise ValueError(

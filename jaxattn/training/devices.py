@@ -1,10 +1,14 @@
 """Which devices take part in training, and the mesh that they form."""
 
+import math
 import os
+import re
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
+
+from jaxattn.cli import check_number
 
 AXES = ("data", "model", "seq")
 # Environment variables by which SLURM and Open MPI tell a process how many were started.
@@ -30,8 +34,13 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
     """
     given = (coordinator, processes, process)
     if any(value is not None for value in given):
-        if None in given:
+        if coordinator is None or processes is None or process is None:
             raise ValueError("--coordinator HOST:PORT, --processes N and --process I belong together: give all three")
+        check_number("--processes", processes, 1)
+        check_number("--process", process, 0, processes - 1)
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port[:9]) < 2**16):
+            raise ValueError(f"--coordinator is {coordinator}, but must be HOST:PORT, as in localhost:1234")
         jax.distributed.initialize(coordinator, processes, process)
     elif any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS):
         jax.distributed.initialize()
@@ -51,7 +60,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         name, _, number = part.partition("=")
-        if name not in AXES or name in sizes or not number.isdecimal() or int(number) < 1:
+        if name not in AXES or name in sizes or not re.fullmatch("[1-9][0-9]{0,8}", number):
             raise ValueError(
                 f"--mesh {text}: {part!r} is not understood: write each of {', '.join(AXES)} at most once, with a "
                 "number of devices, as in --mesh data=4,model=2"
@@ -72,9 +81,9 @@ def make_mesh(sizes: dict[str, int], batch_size: int, heads: int, context_length
         numbers = range(len(devices), 0, -1) if jax.process_count() == 1 else [len(devices)]
         sizes = {"data": next((n for n in numbers if batch_size % n == 0), len(devices))}
     shape = [sizes.get(axis, 1) for axis in AXES]
-    if np.prod(shape) > len(devices) or (jax.process_count() > 1 and np.prod(shape) < len(devices)):
+    if math.prod(shape) > len(devices) or (jax.process_count() > 1 and math.prod(shape) < len(devices)):
         requested = ",".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise ValueError(f"--mesh {requested} needs {np.prod(shape)} devices, but there are {len(devices)}")
+        raise ValueError(f"--mesh {requested} needs {math.prod(shape)} devices, but there are {len(devices)}")
     split = {
         "data": ("--batch-size", batch_size),
         "model": ("--heads", heads),
@@ -87,5 +96,5 @@ def make_mesh(sizes: dict[str, int], batch_size: int, heads: int, context_length
                 f"{option} {number} is split over {axis}={size} devices, and {size} does not divide it: write {option} "
                 f"{-(-number // size) * size}, or another --mesh"
             )
-    chosen = np.array(devices[: np.prod(shape)]).reshape(shape)
+    chosen = np.array(devices[: math.prod(shape)]).reshape(shape)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))

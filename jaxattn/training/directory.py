@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxattn.extras import require
+from jaxattn.files import read_json, write_whole
 from jaxattn.training.config import TrainConfig
-from jaxattn.training.saving import CONFIGURATION, PARAMETERS, prepare_directory, write_whole
+from jaxattn.training.saving import CONFIGURATION, PARAMETERS, prepare_directory
 from jaxattn.training.tokenizer import FILE as TOKENIZER
 
 FILE, CHECKPOINTS, TOKENS, LOCK = "run.json", "checkpoints", "tokens", ".lock"
@@ -28,6 +29,13 @@ def saved_config(directory: str) -> TrainConfig:
     if not file.exists():
         raise FileNotFoundError(f"{directory} holds no run to resume: leave --resume out, or name another --out")
     return _read(file)[0]
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Return the steps of the complete checkpoints in a run's directory, in order."""
+    checkpoints = directory / CHECKPOINTS
+    names = (path.name for path in checkpoints.iterdir() if path.is_dir()) if checkpoints.is_dir() else ()
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def open_directory(config: TrainConfig, fingerprints: Sequence[str], resume: bool) -> None:
@@ -103,7 +111,7 @@ def _lock(directory: Path) -> None:
 
 def _read(file: Path) -> tuple[TrainConfig, list[str]]:
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
         config = content["config"]
         return TrainConfig(**config | {"text": tuple(config["text"])}), content["texts"]
     except (KeyError, TypeError, ValueError) as error:

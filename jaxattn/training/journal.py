@@ -1,12 +1,14 @@
 """The log of a run: one JSON line per record, TensorBoard scalars, and the loss curve."""
 
 import contextlib
+import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from jaxattn.extras import require
+from jaxattn.files import write_whole
 
 FILE = "log.jsonl"
 
@@ -23,9 +25,7 @@ class Journal:
         if directory is None:
             return
         kept = [json.dumps(record) + "\n" for record in read_journal(directory) if record["step"] <= until]
-        partial = directory / (FILE + ".partial")
-        partial.write_text("".join(kept))
-        partial.replace(directory / FILE)
+        write_whole(directory / FILE, "".join(kept).encode())
         self._file = open(directory / FILE, "a")  # noqa: SIM115
         if tensorboard:
             writer = require("tensorboardX", extra="tensorboard").SummaryWriter
@@ -54,7 +54,7 @@ def read_journal(directory: Path) -> list[dict[str, Any]]:
     """Return the records of a run; skip lines that are not records, such as one that was cut off."""
     path, records = directory / FILE, []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
@@ -80,5 +80,7 @@ def draw_curve(directory: Path, unit: str) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
     with matplotlib.rc_context({"svg.hashsalt": "jaxattn"}):
-        figure.savefig(directory / "loss.png", dpi=150)
-        figure.savefig(directory / "loss.svg", metadata={"Date": None})
+        for name, options in (("loss.png", {"dpi": 150}), ("loss.svg", {"metadata": {"Date": None}})):
+            picture = io.BytesIO()
+            figure.savefig(picture, format=name[-3:], **options)
+            write_whole(directory / name, picture.getvalue())

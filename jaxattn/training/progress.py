@@ -99,6 +99,7 @@ def _ignore_closed_output() -> Iterator[None]:
 
 
 def _printable(text: str) -> str:
-    """Replace characters that standard output cannot encode by question marks."""
+    """Replace characters that could disturb a terminal, or that standard output cannot encode."""
     encoding = sys.stdout.encoding or "utf-8"
+    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
     return text.encode(encoding, errors="replace").decode(encoding)

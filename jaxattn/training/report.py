@@ -2,12 +2,14 @@
 
 import math
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
+from jaxattn.cli import typed
 from jaxattn.tasks import Data
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.evaluation import Losses
@@ -17,19 +19,35 @@ MARGIN = 0.05  # nats by which the held-out loss must fall for the run to count 
 
 
 class Outcome(NamedTuple):
-    """The result of a run; `signal` is the stop signal that ended it early, or 0."""
+    """The result of a run."""
 
     before: Losses
     after: Losses
     bigram: float | None
     tokens_per_second: float | None
     steps: int
-    signal: int
 
     @property
     def learned(self) -> bool:
         """Whether the held-out loss fell by at least the margin; False for NaN."""
         return self.before.held_out - self.after.held_out >= MARGIN
+
+    @property
+    def exit_status(self) -> int:
+        """0 if the model learned, else 1."""
+        return 0 if self.learned else 1
+
+
+class Stopped(NamedTuple):
+    """The end of a run that a stop signal ended; nothing more is measured."""
+
+    steps: int
+    signal: int
+
+    @property
+    def exit_status(self) -> int:
+        """The status that shells give to a process that a signal ended."""
+        return 128 + self.signal
 
 
 def introduction(config: TrainConfig, data: Data, mesh: Mesh, params: Any) -> str:
@@ -55,15 +73,47 @@ def summary(outcome: Outcome, unit: str, prompt: str, sample: str, report: str |
     """List the losses, a sample, the task's report, and what can be done next."""
     lines = ["", *_losses(outcome, unit), "", f"sample, after the held-out text {prompt!r}:", sample, ""]
     if directory is not None:
-        lines.append(f"saved in {directory}: jaxattn generate {shlex.quote(str(directory))} continues a text with it")
+        lines.append(f"saved in {directory}: {generate_command(directory)} continues a text with it")
     if report is not None:
         lines.append(report)
     if outcome.tokens_per_second is not None:
         lines.append(f"{outcome.tokens_per_second:,.0f} tokens/s on {jax.devices()[0].platform}")
-    if outcome.signal:
-        resume = "" if directory is None else f": {resume_command(directory)} continues"
-        lines.append(f"stopped after {outcome.steps} steps, as requested{resume}")
     return "\n".join(lines)
+
+
+def generate_command(directory: Path) -> str:
+    """Return the command that continues a text with the model in a directory."""
+    return f"{typed('generate')} {shlex.quote(str(directory))}"
+
+
+def resuming(step: int, steps: int, steps_before: int, schedule: Callable[[Any], Any]) -> str:
+    """Say where a run continues, and if its number of steps has changed, how the learning rate does."""
+    if steps == steps_before:
+        return f"resuming from step {step}"
+    if step == steps:
+        return f"resuming from step {step}, which is now the last, of {steps_before} before"
+    first, last = float(schedule(step)), float(schedule(steps - 1))
+    return (
+        f"resuming from step {step}, to {steps} steps instead of {steps_before}: from here on the learning rate is "
+        f"that of a run of {steps} steps, {first:.2g} at step {step + 1} and {last:.2g} at step {steps}"
+    )
+
+
+def stopped(step: int, steps: int, directory: Path | None) -> str:
+    """Say after a stop signal what was saved, and how to continue."""
+    if directory is None:
+        return f"stopped after {step} steps, as requested; nothing was saved, as there is no --out"
+    if step == steps:
+        return f"stopped after all {steps} steps, which are saved: {generate_command(directory)} continues a text"
+    return f"stopped after {step} steps, as requested: {resume_command(directory)} continues"
+
+
+def complete(steps: int, directory: Path) -> str:
+    """Say that there is nothing left to resume."""
+    return (
+        f"{directory} is complete, all {steps} steps are done: {resume_command(directory)} --steps {2 * steps} trains "
+        f"on, {generate_command(directory)} continues a text with it"
+    )
 
 
 def _losses(outcome: Outcome, unit: str) -> list[str]:
@@ -87,7 +137,7 @@ def verdict(outcome: Outcome, unit: str) -> str:
     Example:
         >>> from jaxattn.training.evaluation import Losses
         >>> from jaxattn.training.report import Outcome, verdict
-        >>> print(verdict(Outcome(Losses(5.5, 5.5), Losses(2.0, 2.5), None, None, 100, 0), "byte"))
+        >>> print(verdict(Outcome(Losses(5.5, 5.5), Losses(2.0, 2.5), None, None, 100), "byte"))
         The model learned: its held-out loss fell from 5.5000 to 2.5000 nats, so on text it has never seen it gives \
 the right next byte on average 20.1 times the probability it gave before training.
     """

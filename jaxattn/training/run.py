@@ -17,12 +17,13 @@ from jaxattn.training.checkpoints import Checkpoints
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.data import open_data
 from jaxattn.training.devices import make_mesh, parse_mesh
-from jaxattn.training.directory import CHECKPOINTS
+from jaxattn.training.directory import CHECKPOINTS, saved_config
 from jaxattn.training.evaluation import fixed_batches, make_evaluate
 from jaxattn.training.journal import Journal, draw_curve
+from jaxattn.training.memory import check_memory
 from jaxattn.training.progress import Progress, say
-from jaxattn.training.recovery import DivergedError, diverged, restore, write_error
-from jaxattn.training.report import Outcome, introduction, summary, verdict
+from jaxattn.training.recovery import DivergedError, check_steps, diverged, restore, write_error
+from jaxattn.training.report import Outcome, Stopped, introduction, resuming, stopped, summary, verdict
 from jaxattn.training.sample import first_document, sample_text
 from jaxattn.training.saving import save_model
 from jaxattn.training.sharding import gather_to_host, make_ring, shard_batch
@@ -47,9 +48,13 @@ class Run:
         self.is_main_process = jax.process_index() == 0
         # Raise what can go wrong before anything is written.
         self.mesh = make_mesh(parse_mesh(config.mesh), config.batch_size, config.heads, config.context_length)
+        check_memory(config, self.mesh)
         self.microbatches = choose_microbatches(config.batch_size, config.context_length, self.mesh, config.accumulate)
-        if config.tensorboard:
-            require("tensorboardX", extra="tensorboard")
+        self.steps_before = config.steps
+        if resume is not None:
+            check_steps(config, resume)
+            self.steps_before = saved_config(str(config.out)).steps
+        self._require_packages()
         self.data, self.directory = open_data(config, resume is not None)
         dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
         sizes = config.model(self.data.tokenizer.vocab_size)
@@ -61,8 +66,16 @@ class Run:
         self.evaluate = make_evaluate(self.model, self.mesh, self.fixed_batches)
         self.checkpoints = None if self.directory is None else Checkpoints(self.directory / CHECKPOINTS)
 
-    def train(self) -> Outcome:
-        """Train, save the model, and print what has been learned.
+    def _require_packages(self) -> None:
+        """Raise an ImportError for what is missing now, and not after training."""
+        if self.config.out is not None:
+            for package in ("matplotlib", "safetensors"):
+                require(package, extra="train")
+        if self.config.tensorboard:
+            require("tensorboardX", extra="tensorboard")
+
+    def train(self) -> Outcome | Stopped:
+        """Train, save the model, and print what has been learned, or after a stop signal only how to continue.
 
         Raises:
             DivergedError: a loss was NaN or infinite; earlier checkpoints are intact.
@@ -79,9 +92,9 @@ class Run:
         directory = self.directory if self.is_main_process else None
         try:
             journal = contextlib.closing(Journal(directory, first, config.tensorboard))
-            with journal as self.journal, catch_stop_signals() as self.received_signal:
+            with journal as self.journal, catch_stop_signals(self.directory) as self.received_signal:
                 with self.progress:
-                    stop_signal = self._train_steps()
+                    self._train_steps()
                 params = gather_to_host(self.mesh, self.state.params)
                 self._save_model(params, directory)
         except OSError as error:
@@ -89,14 +102,16 @@ class Run:
         finally:
             if self.checkpoints is not None:
                 self.checkpoints.close()
-        steps = int(self.state.step)
+        steps, stop_signal = int(self.state.step), self._stop_signal()
+        if stop_signal:
+            self._say(stopped(steps, config.steps, self.directory))
+            return Stopped(steps, stop_signal)
         outcome = Outcome(
             before=before,
             after=self.evaluate(self.state.params),
             bigram=bigram_loss(self.data.corpus.train, self.fixed_batches.held_out, self.model.config.vocab_size),
             tokens_per_second=self.progress.tokens_per_second,
             steps=steps,
-            signal=stop_signal if steps < config.steps else 0,
         )
         if self.is_main_process:
             self._print_report(outcome, params)
@@ -110,10 +125,10 @@ class Run:
             self._say(f"{self.directory} holds no checkpoint yet: starting from the beginning")
         else:
             self.state = state
-            self._say(f"resuming from step {int(state.step)}")
+            self._say(resuming(int(state.step), self.config.steps, self.steps_before, self.schedule))
 
-    def _train_steps(self) -> int:
-        """Train until the last step or until a stop signal, which is returned."""
+    def _train_steps(self) -> None:
+        """Train until the last step or until a stop signal."""
         config = self.config
         train_step = make_step(self.model, self.schedule, self.dropout_key, self.mesh, self.microbatches)
         pending: tuple[int, Metrics] | None = None
@@ -122,16 +137,18 @@ class Run:
             # JAX returns before the step is done: the metrics of the step before are recorded meanwhile.
             self._record_metrics(pending)
             pending = number, metrics
-            stop_signal = received_by_any_process(self.received_signal())
-            if stop_signal or number % config.save_every == 0 or number == config.steps:
+            stopping = self._stop_signal() > 0
+            if stopping or number % config.save_every == 0 or number == config.steps:
                 self._record_metrics(pending)
                 pending = None
                 self.progress.pause()
-                self._save_checkpoint(number, stopping=stop_signal > 0 and number < config.steps)
+                self._save_checkpoint(number, stopping and number < config.steps)
                 self.progress.resume()
-            if stop_signal:
-                return stop_signal
-        return 0
+            if stopping:
+                return
+
+    def _stop_signal(self) -> int:
+        return received_by_any_process(self.received_signal())
 
     def _read_batch(self, step: int) -> Batch:
         config = self.config
@@ -163,7 +180,7 @@ class Run:
             raise self._diverged(step, f"the held-out loss is {loss}")
         self.progress.say(f"step {step}: held-out loss {loss:.4f} nats per {self.data.unit}")
         sample = {}
-        if step < self.config.steps:
+        if step < self.config.steps and not self._stop_signal():
             sample["sample"] = self._sample(gather_to_host(self.mesh, self.state.params), 60)[1]
             self.progress.say("  " + repr(sample["sample"]))
         self.journal.write(step, held_out_loss=loss, **sample)
@@ -176,7 +193,7 @@ class Run:
 
     def _save_model(self, params: Any, directory: Path | None) -> None:
         if directory is not None:
-            save_model(directory, self.model.config, params)
+            save_model(directory, self.model.config, params, int(self.state.step))
         if self.checkpoints is not None:
             self.checkpoints.wait()
         if directory is not None:

@@ -1,42 +1,51 @@
 """Stop at the next step when the user or the system asks for it."""
 
 import contextlib
-import signal
+import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+from jaxattn.cli import exit_at_once
+from jaxattn.signals import on_stop_signal
 
 
 @contextlib.contextmanager
-def catch_stop_signals() -> Iterator[Callable[[], int]]:
-    """Record stop signals instead of ending the process; yield a function that returns the first one, or 0.
+def catch_stop_signals(directory: Path | None) -> Iterator[Callable[[], int]]:
+    """Record stop signals and say what follows; yield a function that returns the first one, or 0.
 
-    A second signal does what it did before. Ignored signals, as under `nohup`, stay ignored.
+    The run that is saved in a directory is saved whatever comes. Without a directory a second signal ends the process.
     """
     received: list[int] = []
 
-    def record(number: int, frame: Any) -> None:
+    def react(number: int) -> None:
         received.append(number)
-        if len(received) > 1:
-            handler = previous[number]
-            if not callable(handler):
-                raise KeyboardInterrupt
-            handler(number, frame)
+        if directory is None and len(received) > 1:
+            exit_at_once("train", number)
+        # The terminal may have been closed.
+        with contextlib.suppress(OSError, ValueError):
+            print(f"jaxattn train: {_announce(directory, len(received))}", file=sys.stderr, flush=True)
 
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]  # Windows has no SIGHUP
-    previous = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-    for number in previous:
-        signal.signal(number, record)
+    undo = on_stop_signal(react)
     try:
         yield lambda: received[0] if received else 0
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        undo()
+
+
+def _announce(directory: Path | None, count: int) -> str:
+    if directory is None:
+        return "stops after this step, and saves nothing, as there is no --out; a second Ctrl-C ends it at once"
+    if count == 1:
+        return f"stops after this step and saves the run in {directory}; a second Ctrl-C changes nothing"
+    return (
+        f"still stops after this step and saves the run in {directory}; kill -9 {os.getpid()} would end it at once and "
+        "lose the steps since the last checkpoint"
+    )
 
 
 def received_by_any_process(number: int) -> int:

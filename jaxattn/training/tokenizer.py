@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxattn.extras import require
+from jaxattn.files import check_input
 
 FILE = "tokenizer.json"
 EOS = "<|endoftext|>"  # the text of the EOS token, which ends a document
@@ -44,6 +45,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         ValueError: the file is damaged or holds something else.
         ImportError: tokenizers is not installed.
     """
+    check_input("the tokenizer", file)
     tokenizers = require("tokenizers", extra="train")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))

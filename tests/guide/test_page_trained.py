@@ -1,7 +1,5 @@
 """The section of a trained model, in a browser."""
 
-import shutil
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +7,14 @@ import pytest
 from page_numbers import Near
 from page_reader import check_section, section_data
 
+from jaxattn import GPT, GPTConfig
+from jaxattn.files import write_whole
 from jaxattn.functional import attention_scores
 from jaxattn.guide.page import render_page
 from jaxattn.guide.trained import trained_story
 from jaxattn.tasks.pronouns.report import PronounReport, write_report
-from jaxattn.tasks.pronouns.words import make_tokenizer
-from jaxattn.training.saving import load_model, write_whole
+from jaxattn.tasks.pronouns.words import make_tokenizer, vocabulary
+from jaxattn.training.saving import load_model, save_model
 from jaxattn.training.tokenizer import printable
 
 
@@ -47,11 +47,12 @@ def test_a_trained_models_numbers_are_those_of_its_layers(open_page, run):
     assert "carry no meaning" in page
 
 
-def test_a_run_of_pronouns_opens_at_the_pronoun_and_the_head_that_attends_to_its_noun(open_page, run, tmp_path):
-    directory = shutil.copytree(run, tmp_path / "run")
+def test_a_run_of_pronouns_opens_at_the_pronoun_and_the_head_that_attends_to_its_noun(open_page, tmp_path):
+    directory, config = tmp_path, GPTConfig(len(vocabulary()), 16, 2, 2, 8)
+    write_whole(directory / "tokenizer.json", make_tokenizer().to_str().encode())
+    save_model(directory, config, GPT(config).init(jax.random.key(0), jnp.zeros(4, jnp.int32))["params"])
     attention, attention_before = np.array([[0.1, 0.9], [0.0, 0.15]]), np.zeros((2, 2))
     write_report(directory / "pronouns.json", PronounReport(0.995, 0.99, 0.5, attention, attention_before))
-    write_whole(directory / "tokenizer.json", make_tokenizer().to_str().encode())
     story = trained_story(str(directory), "the fox bit him barking .", 0)
     assert (story.best_head, story.tokens[story.query]) == ((0, 1), "him")
     section = open_page(render_page(story)).find_element("id", "trained")

@@ -1,3 +1,5 @@
+from xml.etree import ElementTree
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from jaxattn import CausalAttention, MultiHeadAttention
 from jaxattn.guide.matrix_plot import plot_matrix
 from jaxattn.guide.plots import plot_trace, save_plots
+from jaxattn.guide.story import random_story
 from jaxattn.guide.trace import trace
 
 pytest.importorskip("matplotlib", reason="draws: install the extra plot")
@@ -49,6 +52,18 @@ def test_figures_are_saved_in_three_formats_with_the_same_bytes_every_time(tmp_p
     second = [path.read_bytes() for path in save_plots(figures, tmp_path / "b")]
     assert first == second
     assert [content[:4] for content in first] == [b"\x89PNG", b"<?xm", b"%PDF"]
+
+
+def test_tokens_with_control_characters_give_valid_svg(tmp_path):
+    """XML forbids these characters, and two hyphens in its comments, even where they are escaped."""
+    tokens = ["bell\x07", "\x1b[0m", "nul\x00", "\ufffe", "\x85", "--x-->", "]]>&lt;<b>"]
+    figure = plot_matrix(jnp.eye(7), tokens, tokens, title="\x01", axes=("\x02", "\x03"))
+    (svg,) = [path for path in save_plots({"weights": figure}, tmp_path) if path.suffix == ".svg"]
+    ElementTree.fromstring(svg.read_bytes())
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown[:3] == [r"bell\x07", r"\x1b[0m", r"nul\x00"]
+    story = random_story("two\x1b[0m w\x00rds", 0)
+    assert story.tokens == [r"two\x1b[0m", r"w\x00rds"]
 
 
 def test_wrong_labels_and_unknown_kinds_are_refused_by_name():

@@ -7,6 +7,7 @@ import pytest
 
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import open_directory, saved_config
+from jaxattn.training.recovery import LAST, check_steps, is_complete
 
 
 @pytest.fixture
@@ -25,6 +26,42 @@ def test_a_run_is_resumed_with_other_devices_and_moved_texts(started):
     assert saved_config(started.out) == elsewhere
 
 
+def test_a_run_is_resumed_to_more_steps(started):
+    longer = dataclasses.replace(started, steps=9)
+    with pytest.raises(ValueError, match="add --resume to continue it"):
+        open_directory(longer, ["1-a"], resume=False)
+    open_directory(longer, ["1-a"], resume=True)
+    assert saved_config(started.out).steps == 9
+
+
+@pytest.mark.parametrize(
+    ("steps", "resume", "words"),
+    [
+        (4, LAST, r"--steps is 4, but the run in \S+ has done 5 already: write --steps 10, .* checkpoints, 5"),
+        (7, 4, "--resume 4: there is no complete checkpoint of that step, only 5"),
+    ],
+)
+def test_steps_that_cannot_be_resumed_are_named(started, steps, resume, words):
+    with pytest.raises(ValueError, match=words):
+        check_steps(dataclasses.replace(started, steps=steps), resume)
+
+
+def test_a_run_is_complete_once_its_last_checkpoint_and_model_are_saved(started, tmp_path):
+    config, directory = dataclasses.replace(started, steps=5), tmp_path / "run"
+    open_directory(config, ["1-a"], resume=True)
+    assert not is_complete(config, LAST)
+    (directory / "model.safetensors").touch()
+    (directory / "config.json").write_text('{"step": 4}')  # saved when the run was stopped before
+    assert not is_complete(config, LAST)
+    (directory / "config.json").write_text('{"step": 5}')
+    assert is_complete(config, LAST)
+    assert is_complete(config, 5)
+    assert not is_complete(dataclasses.replace(config, steps=6), LAST)
+    assert not is_complete(dataclasses.replace(config, width=64), LAST)
+    (directory / "checkpoints" / "9").mkdir()
+    assert not is_complete(config, 5)  # later steps are to be undone
+
+
 def test_a_run_is_never_overwritten(started):
     with pytest.raises(ValueError, match=r"holds this run already: add --resume"):
         open_directory(started, ["1-a"], resume=False)
@@ -34,7 +71,7 @@ def test_a_run_is_never_overwritten(started):
 @pytest.mark.parametrize(
     ("change", "texts", "words"),
     [
-        ({"steps": 8}, ["1-a"], "--steps 7, not 8"),
+        ({"batch_size": 8}, ["1-a"], "--batch-size 16, not 8"),
         ({"seed": 1, "width": 64}, ["1-a"], "--width 128, not 64.*--seed 0, not 1"),
         ({}, ["2-b"], "--text"),
     ],
@@ -87,8 +124,22 @@ def test_a_directory_without_a_run_cannot_be_resumed(tmp_path):
         saved_config(str(tmp_path))
 
 
-def test_a_damaged_file_is_named(started):
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"config": {"no such": 1}, "texts": []}',
+        '{"config": {"text": [1]}, "texts": []}',
+        '{"config": {"text": [], "steps": 1.5}, "texts": []}',
+        '{"config": {"text": [], "steps": true}, "texts": []}',
+        '{"config": {"text": [], "mesh": 3}, "texts": []}',
+        '{"config": {"text": [], "layers": 1000000000}, "texts": []}',
+        "[]",
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:60],
+)
+def test_a_damaged_file_is_named(started, content):
     with open(f"{started.out}/run.json", "w") as file:
-        file.write('{"config": {"no such": 1}, "texts": []}')
+        file.write(content)
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
         saved_config(started.out)

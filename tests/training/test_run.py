@@ -15,13 +15,16 @@ import time
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxattn.training.command import train
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import saved_config
 from jaxattn.training.recovery import LAST, DivergedError
 from jaxattn.training.run import Run
+from jaxattn.training.step import make_schedule
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "train.py"
 
@@ -98,20 +101,43 @@ def test_a_run_killed_twice_and_resumed_ends_like_one_never_interrupted(small, t
     assert sorted(os.listdir(Path(killed) / "checkpoints"))[-1] == "60"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_the_run_and_says_how_to_resume(small, tmp_path, number):
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 3), (signal.SIGHUP, 1)])
+def test_signals_say_at_once_what_follows_save_the_run_and_leave_the_report_out(small, tmp_path, number, times):
     with start(*options(dataclasses.replace(small, steps=10**6, save_every=10**6, out=str(tmp_path)))) as process:
         wait_for_step(tmp_path, 20, process)
-        process.send_signal(number)
+        for _ in range(times):
+            process.send_signal(number)
+            said = process.stderr.readline()
+            assert "stops after this step and saves the run in" in said
+        assert times == 1 or "still" in said
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert stderr == ""
-    steps = int(
-        re.search(r"stopped after (\d+) steps, as requested: jaxattn train --out \S+ --resume continues", stdout)[1]
-    )
-    assert steps >= 20
-    assert os.listdir(tmp_path / "checkpoints") == [str(steps)]
+    steps, command = re.search(r"stopped after (\d+) steps, as requested: (.+) continues\n$", stdout).groups()
+    assert int(steps) >= 20
+    assert "sample" not in stdout
+    assert "held-out loss after" not in stdout
+    assert os.listdir(tmp_path / "checkpoints") == [steps]
     assert (tmp_path / "model.safetensors").exists()
+    again = subprocess.run(
+        f"{command} --steps {steps}", shell=True, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.stdout.startswith(f"{tmp_path} is complete, all {steps} steps are done: "), again.stderr
+
+
+def test_without_a_directory_a_second_signal_ends_the_run_at_once(small):
+    """The first one says so."""
+    with start(*options(dataclasses.replace(small, steps=10**6, save_every=50))) as process:
+        for line in process.stdout:
+            if line.startswith("step 50:"):
+                break
+        process.send_signal(signal.SIGINT)
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate(timeout=60)[1]
+    assert "saves nothing, as there is no --out; a second Ctrl-C ends it at once" in first
+    assert process.returncode == 128 + signal.SIGINT
+    assert stderr in ("", "jaxattn train: interrupted; what was saved before is intact\n")
 
 
 def test_a_run_of_version_0_1_0_resumes(tmp_path, monkeypatch):
@@ -132,7 +158,7 @@ def test_a_run_of_version_0_1_0_resumes(tmp_path, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_run(small):
-    first, again, other = (Run(dataclasses.replace(small, steps=3, seed=seed)).train() for seed in (7, 7, 8))
+    first, again, other = (Run(dataclasses.replace(small, steps=3, seed=seed)).train() for seed in (7, 7, 2**32 - 1))
     assert first.after == again.after != other.after
 
 
@@ -141,6 +167,40 @@ def test_resuming_a_finished_run_repeats_its_report(small, tmp_path):
     first, again = Run(config).train(), Run(saved_config(config.out), resume=LAST).train()
     assert (first.before, first.after, first.bigram) == (again.before, again.after, again.bigram)
     assert again.tokens_per_second is None
+
+
+def test_a_finished_run_is_resumed_to_more_steps_and_says_how_the_learning_rate_continues(small, tmp_path, capsys):
+    config = dataclasses.replace(small, steps=5, save_every=5, out=str(tmp_path))
+    Run(config).train()
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"--steps is 4, but the run in \S+ has done 5 already"):
+        Run(dataclasses.replace(config, steps=4), LAST)
+    assert saved_config(config.out) == config
+    outcome = Run(dataclasses.replace(config, steps=9), LAST).train()
+    rates = [float(make_schedule(9, config.learning_rate)(step)) for step in range(9)]
+    assert outcome.steps == saved_config(config.out).steps == 9
+    found = records_of(tmp_path)
+    assert [found[step, "learning_rate"] for step in (6, 7, 8, 9)] == pytest.approx(rates[5:])
+    said = "resuming from step 5, to 9 steps instead of 5: from here on the learning rate is that of a run of 9 steps"
+    assert f"{said}, {rates[5]:.2g} at step 6 and {rates[8]:.2g} at step 9\n" in capsys.readouterr().out
+    assert train(["--out", config.out, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path} is complete, all 9 steps are done: ")
+    assert f"train --out {tmp_path} --resume --steps 18 trains on" in said
+
+
+def test_with_64_bits_a_run_saves_its_checkpoints_and_resumes(small, tmp_path):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        config = dataclasses.replace(small, steps=2, save_every=1, out=str(tmp_path))
+        run = Run(config)  # its first checkpoint comes with a sample
+        run.train()
+        again = Run(dataclasses.replace(config, steps=3, save_every=3), LAST)
+        assert again.train().steps == 3
+        for state in (run.state, again.state):
+            assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_last_intact_one_is_offered_and_works(small, tmp_path):
@@ -310,4 +370,6 @@ def test_a_signal_before_training_starts_ends_it_in_one_sentence(small, delay):
         _, stderr = process.communicate(timeout=60)
     # At first, Python has not reached the script yet; later, training may have started.
     assert process.returncode in ((143, -signal.SIGTERM) if delay < 1 else (143,))
-    assert stderr in ("", "jaxattn train: interrupted; what was saved before is intact\n")
+    assert re.fullmatch(
+        r"(jaxattn train: (interrupted; what was saved before is intact|stops after this step.*)\n)?", stderr
+    )

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from jaxattn.files import write_whole
 from jaxattn.models.gpt import GPT
 from jaxattn.tasks import Data, Task
 from jaxattn.tasks.pronouns.report import format_report, report_pronouns, write_report
@@ -13,7 +14,6 @@ from jaxattn.tasks.pronouns.sentences import LONGEST, Sentences, held_out_senten
 from jaxattn.tasks.pronouns.words import make_tokenizer, vocabulary
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import TOKENS
-from jaxattn.training.saving import write_whole
 from jaxattn.training.text import Corpus, Stretch, Text, check_length
 from jaxattn.training.tokenizer import EOS, FILE, read_tokenizer
 

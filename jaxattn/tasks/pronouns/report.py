@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxattn.files import read_json, write_whole
 from jaxattn.models.gpt import GPT
 from jaxattn.tasks.pronouns.sentences import Sentences
 from jaxattn.tasks.pronouns.words import PRONOUNS, vocabulary
-from jaxattn.training.saving import write_whole
 
 _IDS = [vocabulary()[word] for word in PRONOUNS]
 BATCH = 256
@@ -60,7 +60,7 @@ def read_report(file: Path) -> PronounReport:
         ValueError: the file is damaged.
     """
     try:
-        found = PronounReport(**json.loads(file.read_text(encoding="utf-8")))
+        found = PronounReport(**read_json(file))
         return found._replace(
             attention=np.array(found.attention, float), attention_before=np.array(found.attention_before, float)
         )
