@@ -142,8 +142,10 @@ def test_types_precision_and_masks_of_ours_are_honoured():
     chex.assert_trees_all_close(causal, linen_attention_fn(query, key, value, is_causal=True), atol=0)
     for T in (5, 130):
         heads = jnp.ones((1, T, 1, 8))
-        text = jax.jit(jax.grad(lambda q, h=heads: linen_attention_fn(q, h, h, precision="highest").sum())).lower(heads)
-        products = [line for line in text.as_text().splitlines() if "dot_general" in line]
+        loss = jax.jit(jax.grad(lambda q, h=heads: linen_attention_fn(q, h, h, precision="highest").sum()))
+        # For a TPU, because on CPUs all products are exact, and the native kernel has none for XLA.
+        text = loss.trace(heads).lower(lowering_platforms=("tpu",)).as_text()
+        products = [line for line in text.splitlines() if "dot_general" in line]
         assert products
         assert all("HIGHEST" in line for line in products)
 
