@@ -27,15 +27,6 @@ class LogSumExp(NamedTuple):
     log_total: Array
 
     @classmethod
-    def of_base_2(cls, lse: Array) -> "LogSumExp":
-        """Return a logsumexp that is known as one number, in base 2: less exact where scores are large."""
-        return cls(jnp.zeros_like(lse), lse)
-
-    def base_2(self, call: AttentionCall) -> Array:
-        """Return both parts as one number, in base 2."""
-        return self.largest * jnp.asarray(rate(call), self.largest.dtype) + self.log_total
-
-    @classmethod
     def of_no_key(cls, shape: tuple[int, ...], dtype: DTypeLike) -> "LogSumExp":
         """Return the logsumexp of queries that may attend to nothing."""
         return cls(jnp.zeros(shape, dtype), jnp.full(shape, jnp.inf, dtype))

@@ -16,7 +16,7 @@ from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.kernels.native import library
 from jaxattn.kernels.native.mask_code import MAX_OPERATIONS, encode_mask
 from jaxattn.kernels.platforms import device_count, on_one_device
-from jaxattn.kernels.softmax import LogSumExp
+from jaxattn.kernels.softmax import LogSumExp, rate, signed_query
 from jaxattn.kernels.tiles import vary_alike
 from jaxattn.random_bits import drop_threshold
 
@@ -52,18 +52,16 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     """Return the context `(B, T, H, D_v)` and the logsumexp of each query's scores `(B, H, T)`."""
     T, _, H, _ = call.sizes
     heads, dtype = _heads(call)
-    results = (
-        jax.ShapeDtypeStruct((*call.batch, T, H, call.value.shape[-1]), dtype),
-        jax.ShapeDtypeStruct((*call.batch, H, T), jnp.float32),
-    )
-    context, lse = _call("jaxattn_forward", results, call, heads)
-    return context.astype(call.value.dtype), LogSumExp.of_base_2(lse)
+    rows = jax.ShapeDtypeStruct((*call.batch, H, T), jnp.float32)
+    results = jax.ShapeDtypeStruct((*call.batch, T, H, call.value.shape[-1]), dtype), rows, rows
+    context, largest, log_total = _call("jaxattn_forward", results, call, heads)
+    return context.astype(call.value.dtype), LogSumExp(largest, log_total)
 
 
 def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
     """Return the gradients, from the results of the forward pass and the gradient of the context."""
     heads, dtype = _heads(call)
-    arrays = (*heads, context.astype(dtype), lse.base_2(call), gradient.astype(dtype))
+    arrays = (*heads, context.astype(dtype), *lse, gradient.astype(dtype))
     results = [jax.ShapeDtypeStruct((*call.batch, *array.shape[-3:]), dtype) for array in heads]
     query, key, value = _call("jaxattn_backward", results, call, arrays)
     return Gradients(
@@ -83,7 +81,7 @@ def _bias_gradient(call: AttentionCall, bias: Array, arrays: tuple[Array, ...]) 
 
 def _heads(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
     """Return query, key and value in one type; a scale that is an array has widened the query."""
-    arrays = call.query, call.key, call.value
+    arrays = signed_query(call), call.key, call.value
     dtype = call.query.dtype if len({array.dtype for array in arrays}) == 1 else jnp.dtype(jnp.float32)
     return tuple(array.astype(dtype) for array in arrays), dtype
 
@@ -97,7 +95,10 @@ def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...
         extra += [call.row_bits, call.column_bits]
     run = functools.partial(
         jax.ffi.ffi_call(name, results),
-        scale=np.float32(call.scale),
+        rate=np.float32(rate(call)),
+        score_scale=np.float32(call.scale),  # where there is a bias
+        query_factor=np.float32(call.scale),
+        key_factor=np.float32(call.scale if call.bias is not None else abs(call.scale)),  # the query has its sign
         keep_factor=np.float32(1 / (1 - call.dropout_rate)),
         drop_below=np.int64(drop_threshold(call.dropout_rate) if dropped else 0),
         has_bias=np.int64(call.bias is not None),

@@ -20,8 +20,8 @@ struct BackwardHead {
   int64_t example, kv_head, head = 0;
   int64_t T = 0;                                               // padded to whole panels
   Rows key = {}, value = {}, query = {}, gradient = {};
-  float *query_panels = nullptr, *gradient_panels = nullptr;   // (T, D) times the scale, and (T, Dv), in panels
-  float *lse = nullptr, *delta = nullptr;                      // (T)
+  float *query_panels = nullptr, *gradient_panels = nullptr;   // (T, D) and (T, Dv), in panels
+  float *largest = nullptr, *log_total = nullptr, *delta = nullptr;  // (T)
   int32_t *first_key = nullptr, *end_key = nullptr;            // (T): the range of each query
   Range *any_keys = nullptr, *all_keys = nullptr;              // (T / VL): of a vector of queries: of any, of all
   float *key_copy = nullptr, *value_copy = nullptr, *query_copy = nullptr, *gradient_copy = nullptr;
@@ -37,7 +37,7 @@ inline size_t head_scratch(const Problem& p) {
   int64_t T = round_up(p.T, kPanel), D = round_up(p.D, VL), Dv = round_up(p.Dv, VL);
   int64_t copies = (needs_copy(p, p.D) ? D : 0) + (needs_copy(p, p.Dv) ? Dv : 0);
   int64_t ranges = 2 * ceil_div(int64_t(sizeof(Range)) * (T / VL), 4);
-  return T * (p.D + p.Dv + 4) + (p.T + p.S) * copies + ranges + 2 * kKeyRows * kQueries + 16 * 16;
+  return T * (p.D + p.Dv + 5) + (p.T + p.S) * copies + ranges + 2 * kKeyRows * kQueries + 16 * 16;
 }
 
 inline BackwardHead take_head(const Problem& p, Scratch& scratch, int64_t example, int64_t kv_head) {
@@ -45,7 +45,7 @@ inline BackwardHead take_head(const Problem& p, Scratch& scratch, int64_t exampl
   BackwardHead h = {p, batch_index(p, example), example, kv_head};
   h.T = T;
   h.query_panels = scratch.take(T * p.D), h.gradient_panels = scratch.take(T * p.Dv);
-  h.lse = scratch.take(T), h.delta = scratch.take(T);
+  h.largest = scratch.take(T), h.log_total = scratch.take(T), h.delta = scratch.take(T);
   h.first_key = reinterpret_cast<int32_t*>(scratch.take(T));
   h.end_key = reinterpret_cast<int32_t*>(scratch.take(T));
   int64_t ranges = ceil_div(int64_t(sizeof(Range)) * (T / VL), 4);
@@ -87,18 +87,19 @@ inline void load_queries(BackwardHead& h, int64_t head) {
   const auto* query = elements<Number>(p.query, offset(p.query, h.b, p.batch_rank, head));
   const auto* gradient = elements<Number>(p.gradient, offset(p.gradient, h.b, p.batch_rank, head));
   const auto* context = elements<Number>(p.context_in, offset(p.context_in, h.b, p.batch_rank, head));
-  const float* lse = elements<Float32>(p.lse_in, offset(p.lse_in, h.b, p.batch_rank, head));
+  const float* largest = elements<Float32>(p.largest_in, offset(p.largest_in, h.b, p.batch_rank, head));
+  const float* log_total = elements<Float32>(p.log_total_in, offset(p.log_total_in, h.b, p.batch_rank, head));
   h.query = as_rows<Number>(query, p.query.row, p.T, p.D, h.query_copy);
   h.gradient = as_rows<Number>(gradient, p.gradient.row, p.T, p.Dv, h.gradient_copy);
   for (int64_t t = 0; t < h.T; t += kPanel) {
     int64_t rows = least(kPanel, p.T - t);
-    // The scale is applied as in the forward pass, so that scores are the same.
-    pack_panel<Number>(query + t * p.query.row, p.query.row, rows, p.D, p.scale * kLog2E, h.query_panels + t * p.D);
-    pack_panel<Number>(gradient + t * p.gradient.row, p.gradient.row, rows, p.Dv, 1.0f, h.gradient_panels + t * p.Dv);
+    pack_panel<Number>(query + t * p.query.row, p.query.row, rows, p.D, h.query_panels + t * p.D);
+    pack_panel<Number>(gradient + t * p.gradient.row, p.gradient.row, rows, p.Dv, h.gradient_panels + t * p.Dv);
   }
   for (int64_t t = 0; t < h.T; ++t) {
     bool real = t < p.T;
-    h.lse[t] = real ? lse[t * p.lse_in.row] : __builtin_inff();
+    h.largest[t] = real ? largest[t * p.largest_in.row] : 0.0f;
+    h.log_total[t] = real ? log_total[t * p.log_total_in.row] : __builtin_inff();
     h.delta[t] =
         real ? product_of_rows<Number>(context + t * p.context_in.row, gradient + t * p.gradient.row, p.Dv) : 0.0f;
   }
@@ -135,7 +136,7 @@ inline void bias_and_mask(const BackwardHead& h, int64_t s, int64_t t, int64_t n
   const Problem& p = h.p;
   if (p.bias.data) {
     const float* bias = elements<Float32>(p.bias, offset(p.bias, h.b, p.batch_rank, h.head)) + s * p.bias.column;
-    for (int64_t i = 0; i < n && t + i < p.T; ++i) scores[i] += bias[(t + i) * p.bias.row] * kLog2E;
+    for (int64_t i = 0; i < n && t + i < p.T; ++i) scores[i] = scores[i] * p.score_scale + bias[(t + i) * p.bias.row];
   }
   if (covered != kSome) return;
   int32_t allowed[kRun];
@@ -148,13 +149,14 @@ inline void bias_and_mask(const BackwardHead& h, int64_t s, int64_t t, int64_t n
 template <bool kRanged, bool kDropped>
 inline void differentiate_row(const BackwardHead& h, int64_t s, int64_t t, int64_t n, float* scores, float* slopes) {
   const Problem& p = h.p;
+  const Floats rate = splat(p.rate);
   const char *rows = nullptr, *columns = nullptr;
   if (kDropped) {
     rows = p.row_bits.data + 4 * offset(p.row_bits, h.b, p.batch_rank, h.head);
     columns = p.column_bits.data + 4 * offset(p.column_bits, h.b, p.batch_rank, h.head);
   }
   for (int64_t i = 0; i < n; i += VL) {
-    Floats exponent = load(scores + i) - load(h.lse + t + i);
+    Floats exponent = (load(scores + i) - load(h.largest + t + i)) * rate - load(h.log_total + t + i);
     if (kRanged) {
       Ints inside = (load_ints(h.first_key + t + i) <= int32_t(s)) & (load_ints(h.end_key + t + i) > int32_t(s));
       exponent = inside ? exponent : splat(-__builtin_inff());
@@ -272,7 +274,7 @@ template <class Number>
 inline void store_query_gradient(const Problem& p, int64_t example, int64_t head, const float* from) {
   auto* to = reinterpret_cast<typename Number::Stored*>(p.query_gradient);
   for (int64_t t = 0; t < p.T; ++t)
-    store_row<Number>(from + t * round_up(p.D, VL), p.D, p.scale, to + ((example * p.T + t) * p.H + head) * p.D);
+    store_row<Number>(from + t * round_up(p.D, VL), p.D, p.query_factor, to + ((example * p.T + t) * p.H + head) * p.D);
 }
 
 template <class Number>
@@ -282,7 +284,7 @@ inline void store_key_gradients(const BackwardHead& h, Range keys, const float* 
   auto* value = reinterpret_cast<typename Number::Stored*>(p.value_gradient);
   for (int64_t s = keys.begin; s < keys.end; ++s) {
     int64_t row = (h.example * p.S + s) * p.K + h.kv_head;
-    store_row<Number>(of_key + s * round_up(p.D, VL), p.D, p.scale, key + row * p.D);
+    store_row<Number>(of_key + s * round_up(p.D, VL), p.D, p.key_factor, key + row * p.D);
     store_row<Number>(of_value + s * round_up(p.Dv, VL), p.Dv, 1.0f, value + row * p.Dv);
   }
 }

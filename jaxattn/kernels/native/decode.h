@@ -83,14 +83,15 @@ inline void decode_join_task(const Problem& p, int64_t task, float*) {
     for (int64_t split = 1; split < p.splits; ++split) {
       const float* part = part_of(p, split, example, head, t);
       float highest = part[padded] > largest ? part[padded] : largest;
-      float old_share = exp2(splat(largest - highest))[0], new_share = exp2(splat(part[padded] - highest))[0];
+      float old_share = exp2(splat((largest - highest) * p.rate))[0];
+      float new_share = exp2(splat((part[padded] - highest) * p.rate))[0];
       for (int64_t i = 0; i < padded; ++i) sums[i] = sums[i] * old_share + part[i] * new_share;
       total = total * old_share + part[padded + 1] * new_share;
       largest = highest;
     }
     bool empty = total == 0;
     store_row<Number>(sums, p.Dv, empty ? 0.0f : 1 / total, context + ((example * p.T + t) * p.H + head) * p.Dv);
-    p.lse[(example * p.H + head) * p.T + t] = empty ? __builtin_inff() : __builtin_log2f(total) + largest;
+    store_sums(p, (example * p.H + head) * p.T + t, largest, total);
   }
 }
 

@@ -79,9 +79,10 @@ Operand tokens(const void* data, int64_t n, int64_t heads, int64_t width) {
 struct Call {
   Sizes n;
   Problem p = {};
-  std::vector<float> query, key, value, gradient, bias, context, lse, of_query, of_key, of_value, of_bias;
+  std::vector<float> query, key, value, gradient, bias, context, largest, log_total, of_query, of_key, of_value, of_bias;
   std::vector<int32_t> offset, ids, key_ids, row_bits, column_bits;
   MaskKind kind;
+  float scale;
 
   Call(Sizes sizes, MaskKind kind, bool biased, bool dropped, unsigned seed) : n(sizes), kind(kind) {
     std::mt19937 random(seed);
@@ -92,17 +93,19 @@ struct Call {
     };
     draw(query, n.B * n.T * n.H * n.D), draw(key, n.B * n.S * n.K * n.D), draw(value, n.B * n.S * n.K * n.Dv);
     draw(gradient, n.B * n.T * n.H * n.Dv);
-    context.resize(gradient.size()), lse.resize(n.B * n.H * n.T);
+    context.resize(gradient.size()), largest.resize(n.B * n.H * n.T), log_total.resize(n.B * n.H * n.T);
     of_query.resize(query.size()), of_key.resize(key.size()), of_value.resize(value.size());
     p.type = jaxattn::Type::kFloat32, p.batch_rank = 1, p.batch_shape[0] = n.B;
     p.B = n.B, p.T = n.T, p.S = n.S, p.H = n.H, p.K = n.K, p.D = n.D, p.Dv = n.Dv;
-    p.scale = 1 / std::sqrt(float(n.D)), p.keep_factor = 1;
+    scale = 1 / std::sqrt(float(n.D)), p.keep_factor = 1;
+    p.rate = 1.44269504f * (biased ? 1 : scale), p.score_scale = p.query_factor = p.key_factor = scale;
     p.query = tokens(query.data(), n.T, n.H, n.D), p.key = tokens(key.data(), n.S, n.K, n.D);
     p.value = tokens(value.data(), n.S, n.K, n.Dv), p.gradient = tokens(gradient.data(), n.T, n.H, n.Dv);
     p.context_in = tokens(context.data(), n.T, n.H, n.Dv);
-    p.context = reinterpret_cast<char*>(context.data()), p.lse = lse.data();
-    p.lse_in.data = reinterpret_cast<char*>(lse.data());
-    p.lse_in.batch[0] = n.H * n.T, p.lse_in.head = n.T, p.lse_in.row = 1;
+    p.context = reinterpret_cast<char*>(context.data()), p.largest = largest.data(), p.log_total = log_total.data();
+    p.largest_in.data = reinterpret_cast<char*>(largest.data());
+    p.largest_in.batch[0] = n.H * n.T, p.largest_in.head = n.T, p.largest_in.row = 1;
+    p.log_total_in = p.largest_in, p.log_total_in.data = reinterpret_cast<char*>(log_total.data());
     p.query_gradient = reinterpret_cast<char*>(of_query.data());
     p.key_gradient = reinterpret_cast<char*>(of_key.data());
     p.value_gradient = reinterpret_cast<char*>(of_value.data());
@@ -170,7 +173,7 @@ struct Call {
           std::vector<double> weights(n.S), output(n.Dv), of_weights(n.S);
           double total = 0, delta = 0;
           for (int64_t s = 0; s < n.S; ++s) {
-            double score = p.scale * dot(q, &key[((b * n.S + s) * n.K + k) * n.D], n.D);
+            double score = scale * dot(q, &key[((b * n.S + s) * n.K + k) * n.D], n.D);
             if (p.bias.data) score += bias[(h * n.T + t) * n.S + s];
             weights[s] = allowed(b, t, s) ? std::exp(score) : 0;
             total += weights[s];
@@ -191,8 +194,8 @@ struct Call {
             if (p.bias.data) of_bias64[(h * n.T + t) * n.S + s] += slope;
             for (int64_t i = 0; i < n.D; ++i) {
               int64_t at = ((b * n.S + s) * n.K + k) * n.D + i;
-              of_query64[((b * n.T + t) * n.H + h) * n.D + i] += slope * p.scale * key[at];
-              of_key64[at] += slope * p.scale * q[i];
+              of_query64[((b * n.T + t) * n.H + h) * n.D + i] += slope * scale * key[at];
+              of_key64[at] += slope * scale * q[i];
             }
           }
           for (int64_t i = 0; i < n.Dv; ++i)

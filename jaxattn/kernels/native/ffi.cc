@@ -1,6 +1,6 @@
 // The kernels as XLA FFI calls. Buffers are dense and row-major, as jax.ffi passes them by default.
 //
-// Arguments: query, key, value, [context, lse, gradient,] then those that `entries` names: the bias, the bits of rows and
+// Arguments: query, key, value, [context, largest, log_total, gradient,] then those that `entries` names: the bias, the bits of rows and
 // of columns for dropout, and the arrays of the mask. The attribute `mask` holds three integers for each operation: its
 // kind, its first array among the arguments after the others, and the size of a window.
 #include <cstdint>
@@ -46,7 +46,7 @@ Operand operand(const void* data, ffi::Span<const int64_t> shape, bool tokens_fi
 Operand tokens(const ffi::AnyBuffer& buffer) { return operand(buffer.untyped_data(), buffer.dimensions(), true); }
 Operand entries(const ffi::AnyBuffer& buffer) { return operand(buffer.untyped_data(), buffer.dimensions(), false); }
 
-// The logsumexp (batch..., H, T): its last axis is the row.
+// A number for each row (batch..., H, T).
 Operand rows(const ffi::AnyBuffer& buffer) {
   auto shape = buffer.dimensions();
   Operand array;
@@ -64,7 +64,7 @@ Operand rows(const ffi::AnyBuffer& buffer) {
 }
 
 struct Attributes {
-  float scale, keep_factor;
+  float rate, score_scale, query_factor, key_factor, keep_factor;
   int64_t drop_below, has_bias;
   ffi::Span<const int64_t> batch, mask;
 };
@@ -86,8 +86,9 @@ Problem problem_of(const ffi::RemainingArgs& args, size_t first, const Attribute
   p.T = query[rank - 3], p.H = query[rank - 2], p.D = query[rank - 1];
   p.S = key[rank - 3], p.K = key[rank - 2], p.Dv = value[rank - 1];
   p.query = tokens(buffer(0)), p.key = tokens(buffer(1)), p.value = tokens(buffer(2));
-  // An axis of one token or head has a stride too.
-  p.scale = attributes.scale, p.keep_factor = attributes.keep_factor, p.drop_below = uint32_t(attributes.drop_below);
+  p.rate = attributes.rate, p.score_scale = attributes.score_scale;
+  p.query_factor = attributes.query_factor, p.key_factor = attributes.key_factor;
+  p.keep_factor = attributes.keep_factor, p.drop_below = uint32_t(attributes.drop_below);
   if (attributes.has_bias) p.bias = entries(buffer(first++));
   if (p.drop_below) p.row_bits = entries(buffer(first++)), p.column_bits = entries(buffer(first++));
   p.mask_ops = int(attributes.mask.size() / 3), p.mask_is_range = true;
@@ -126,12 +127,11 @@ T* result(const ffi::RemainingRets& results, size_t i) {
   return static_cast<T*>(results.get<ffi::AnyBuffer>(i).value()->untyped_data());
 }
 
-ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float scale,
-                   float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
+ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float rate, float score_scale, float query_factor, float key_factor, float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
                    ffi::Span<const int64_t> mask) {
   return guarded([&] {
-    Problem p = problem_of(args, 3, {scale, keep_factor, drop_below, has_bias, batch, mask});
-    p.context = result<char>(results, 0), p.lse = result(results, 1);
+    Problem p = problem_of(args, 3, {rate, score_scale, query_factor, key_factor, keep_factor, drop_below, has_bias, batch, mask});
+    p.context = result<char>(results, 0), p.largest = result(results, 1), p.log_total = result(results, 2);
     FfiPool pool(threads);
     return run_forward(pool, p);
   });
@@ -139,15 +139,15 @@ ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remain
 
 void read_residuals(const ffi::RemainingArgs& args, Problem& p) {
   p.context_in = tokens(args.get<ffi::AnyBuffer>(3).value());
-  p.lse_in = rows(args.get<ffi::AnyBuffer>(4).value());
-  p.gradient = tokens(args.get<ffi::AnyBuffer>(5).value());
+  p.largest_in = rows(args.get<ffi::AnyBuffer>(4).value());
+  p.log_total_in = rows(args.get<ffi::AnyBuffer>(5).value());
+  p.gradient = tokens(args.get<ffi::AnyBuffer>(6).value());
 }
 
-ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float scale,
-                    float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
+ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float rate, float score_scale, float query_factor, float key_factor, float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
                     ffi::Span<const int64_t> mask) {
   return guarded([&] {
-    Problem p = problem_of(args, 6, {scale, keep_factor, drop_below, has_bias, batch, mask});
+    Problem p = problem_of(args, 7, {rate, score_scale, query_factor, key_factor, keep_factor, drop_below, has_bias, batch, mask});
     read_residuals(args, p);
     p.query_gradient = result<char>(results, 0), p.key_gradient = result<char>(results, 1);
     p.value_gradient = result<char>(results, 2);
@@ -156,11 +156,10 @@ ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remai
   });
 }
 
-ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float scale,
-                         float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
+ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float rate, float score_scale, float query_factor, float key_factor, float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
                          ffi::Span<const int64_t> mask) {
   return guarded([&] {
-    Problem p = problem_of(args, 6, {scale, keep_factor, drop_below, has_bias, batch, mask});
+    Problem p = problem_of(args, 7, {rate, score_scale, query_factor, key_factor, keep_factor, drop_below, has_bias, batch, mask});
     read_residuals(args, p);
     p.bias_gradient = result(results, 0);
     auto shape = results.get<ffi::AnyBuffer>(0).value()->dimensions();
@@ -175,7 +174,10 @@ ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::
       .Ctx<ffi::ThreadPool>()               \
       .RemainingArgs()                      \
       .RemainingRets()                      \
-      .Attr<float>("scale")                 \
+      .Attr<float>("rate")                  \
+      .Attr<float>("score_scale")           \
+      .Attr<float>("query_factor")          \
+      .Attr<float>("key_factor")            \
       .Attr<float>("keep_factor")           \
       .Attr<int64_t>("drop_below")          \
       .Attr<int64_t>("has_bias")            \

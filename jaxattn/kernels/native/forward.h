@@ -53,7 +53,7 @@ inline void load_queries(const ForwardHead& h, QueryBlock& block) {
   int64_t t = block.first / h.G, g = block.first % h.G;
   for (int64_t r = 0; r < block.rows; ++r) {
     block.query_of[r] = t, block.head_of[r] = g;
-    load_row<Number>(query + t * p.query.row + g * p.query.head, p.D, p.scale * kLog2E, block.query + r * p.D);
+    load_row<Number>(query + t * p.query.row + g * p.query.head, p.D, block.query + r * p.D);
     block.keys[r] = key_range(h.masks[g], t, p.S);
     block.largest[r] = kLowest, block.total[r] = Floats{};
     if (++g == h.G) g = 0, ++t;
@@ -109,9 +109,9 @@ inline void add_bias(const ForwardHead& h, int64_t t, int64_t g, int64_t s, int6
   const float* bias = elements<Float32>(p.bias, offset(p.bias, h.b, p.batch_rank, h.kv_head * h.G + g));
   bias += t * p.bias.row + s * p.bias.column;
   if (p.bias.column == 0)
-    for (int64_t i = 0; i < n; ++i) row[i] += *bias * kLog2E;
+    for (int64_t i = 0; i < n; ++i) row[i] = row[i] * p.score_scale + *bias;
   else
-    for (int64_t i = 0; i < n; ++i) row[i] += bias[i] * kLog2E;
+    for (int64_t i = 0; i < n; ++i) row[i] = row[i] * p.score_scale + bias[i];
 }
 
 inline void mask_row(const MaskView& mask, int64_t t, int64_t s, int64_t n, float* row) {
@@ -160,15 +160,15 @@ inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, R
   for (int64_t i = begin + VL; i < end; i += VL) highest = larger(highest, load(row + i));
   float largest = largest_of(highest);
   if (largest > block.largest[r]) {
-    float shrink = exp2(splat(block.largest[r] - largest))[0];
+    float shrink = exp2(splat((block.largest[r] - largest) * h.p.rate))[0];
     block.largest[r] = largest;
     block.total[r] *= shrink;
     float* sums = block.sums + r * h.padded;
     for (int64_t i = 0; i < h.padded; i += VL) store(sums + i, load(sums + i) * shrink);
   }
-  Floats shift = splat(block.largest[r]), total = {};
+  Floats shift = splat(block.largest[r]), rate = splat(h.p.rate), total = {};
   for (int64_t i = begin; i < end; i += VL) {
-    Floats weights = exp2(load(row + i) - shift);
+    Floats weights = exp2((load(row + i) - shift) * rate);
     total += weights;
     store(row + i, weights);
   }
@@ -186,6 +186,12 @@ inline void add_values(const ForwardHead& h, QueryBlock& block, Range tile) {
   }
 }
 
+// The logsumexp of a row, in two parts; 0 and inf where all keys are masked.
+JAXATTN_INLINE void store_sums(const Problem& p, int64_t row, float largest, float total) {
+  p.largest[row] = total == 0 ? 0 : largest;
+  p.log_total[row] = total == 0 ? __builtin_inff() : __builtin_log2f(total);
+}
+
 template <class Number>
 inline void store_results(const ForwardHead& h, const QueryBlock& block) {
   const Problem& p = h.p;
@@ -196,8 +202,7 @@ inline void store_results(const ForwardHead& h, const QueryBlock& block) {
     bool empty = total == 0;
     store_row<Number>(block.sums + r * h.padded, p.Dv, empty ? 0.0f : 1 / total,
                       context + ((h.example * p.T + t) * p.H + head) * p.Dv);
-    float lse = empty ? __builtin_inff() : __builtin_log2f(total) + block.largest[r];
-    p.lse[(h.example * p.H + head) * p.T + t] = lse;
+    store_sums(p, (h.example * p.H + head) * p.T + t, block.largest[r], total);
   }
 }
 
@@ -251,7 +256,7 @@ inline void forward_task(const Problem& p, int64_t task, float* memory) {
   float* panels = scratch.take(S * p.D);
   const auto* key = elements<Number>(p.key, offset(p.key, b, p.batch_rank, head));
   for (int64_t s = 0; s < p.S; s += kPanel)
-    pack_panel<Number>(key + s * p.key.row, p.key.row, least(kPanel, p.S - s), p.D, 1.0f, panels + s * p.D);
+    pack_panel<Number>(key + s * p.key.row, p.key.row, least(kPanel, p.S - s), p.D, panels + s * p.D);
   const auto* value = elements<Number>(p.value, offset(p.value, b, p.batch_rank, head));
   Rows rows = as_rows<Number>(value, p.value.row, p.S, p.Dv, scratch.take(S * padded));
 

@@ -39,7 +39,10 @@ struct Problem {
   int batch_rank;
   int64_t batch_shape[kMaxBatchRank];
   int64_t B, T, S, H, K, D, Dv;
-  float scale;
+  // score = query · key, times the scale and plus the bias if there is one; weight = 2 ** ((score - largest) * rate -
+  // log_total). See ../softmax.py.
+  float rate, score_scale;
+  float query_factor, key_factor;  // of their gradients
   Operand query, key, value, bias;
   Operand row_bits, column_bits;  // of dropout
   uint32_t drop_below;            // an entry is dropped if its bits are less
@@ -48,10 +51,10 @@ struct Problem {
   MaskOp mask[kMaxMaskOps];
   bool mask_is_range;  // each query attends to one range of keys
 
-  // Results of the forward pass, arguments of the backward pass: (B, T, H, Dv) and (B, H, T).
+  // Results of the forward pass, arguments of the backward pass: (B, T, H, Dv), and (B, H, T) twice.
   char* context;
-  float* lse;
-  Operand context_in, gradient, lse_in;
+  float *largest, *log_total;
+  Operand context_in, gradient, largest_in, log_total_in;
   // Results of the backward pass.
   char *query_gradient, *key_gradient, *value_gradient;
   float* bias_gradient;

@@ -158,8 +158,8 @@ JAXATTN_INLINE Floats load_wide(const typename Number::Stored* from) {
 }
 
 template <class Number>
-JAXATTN_INLINE void load_row(const typename Number::Stored* from, int64_t n, float scale, float* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = Number::widen(from[i]) * scale;
+JAXATTN_INLINE void load_row(const typename Number::Stored* from, int64_t n, float* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = Number::widen(from[i]);
 }
 
 template <class Number>
@@ -190,7 +190,7 @@ JAXATTN_INLINE Rows as_rows(const typename Number::Stored* from, int64_t stride,
     if (width % VL == 0) return {from, stride};
   int64_t padded = round_up(width, VL);
   for (int64_t i = 0; i < rows; ++i) {
-    load_row<Number>(from + i * stride, width, 1.0f, copy + i * padded);
+    load_row<Number>(from + i * stride, width, copy + i * padded);
     for (int64_t j = width; j < padded; ++j) copy[i * padded + j] = 0;
   }
   return {copy, padded};
@@ -211,22 +211,21 @@ JAXATTN_INLINE void transpose(Floats* rows) {
   if constexpr (step > 1) transpose<step / 2>(rows);
 }
 
-// Up to kPanel rows (rows, width), times the scale, transposed into a panel (width, kPanel); missing rows are 0.
+// Up to kPanel rows (rows, width), transposed into a panel (width, kPanel); missing rows are 0.
 template <class Number>
-inline void pack_panel(const typename Number::Stored* from, int64_t stride, int64_t rows, int64_t width, float scale,
-                       float* to) {
+inline void pack_panel(const typename Number::Stored* from, int64_t stride, int64_t rows, int64_t width, float* to) {
   for (int64_t first = 0; first < kPanel; first += VL) {
     int64_t d = 0;
     for (; d + VL <= width; d += VL) {
       Floats block[VL];
       for (int i = 0; i < VL; ++i)
-        block[i] = first + i < rows ? load_wide<Number>(from + (first + i) * stride + d) * scale : Floats{};
+        block[i] = first + i < rows ? load_wide<Number>(from + (first + i) * stride + d) : Floats{};
       transpose<VL / 2>(block);
       for (int i = 0; i < VL; ++i) store(to + (d + i) * kPanel + first, block[i]);
     }
     for (; d < width; ++d)
       for (int64_t i = first; i < first + VL; ++i)
-        to[d * kPanel + i] = i < rows ? Number::widen(from[i * stride + d]) * scale : 0.0f;
+        to[d * kPanel + i] = i < rows ? Number::widen(from[i * stride + d]) : 0.0f;
   }
 }
 
