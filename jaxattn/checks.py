@@ -39,6 +39,13 @@ def as_integers(name: str, array: Any) -> Array:
     return array
 
 
+def known(array: Any) -> np.ndarray | None:
+    """Return an array in NumPy, to check its numbers; None where they are traced, or lie on other hosts."""
+    if isinstance(array, jax.core.Tracer) or (isinstance(array, Array) and not array.is_fully_addressable):
+        return None
+    return np.asarray(array)
+
+
 def as_tokens(name: str, x: Any) -> Array:
     """Return token vectors `(..., T, d_in)` as a JAX array of floating-point numbers."""
     x = as_floating(name, x)

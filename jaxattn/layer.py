@@ -3,14 +3,13 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
 from jaxattn.attention import attend, attend_with_steps
 from jaxattn.cache import Cache
-from jaxattn.checks import as_tokens, check_kv_heads, features_per_head
+from jaxattn.checks import as_tokens, check_kv_heads, features_per_head, known
 from jaxattn.kernels.call import Implementation, checked_call
 from jaxattn.masks import Causal, Lengths, Mask, Segments, SlidingWindow, combine
 from jaxattn.ring import Ring, ring_attention
@@ -233,7 +232,8 @@ def checked_lengths(lengths: Any, shape: tuple[int, ...], decode: bool) -> Array
             f"lengths has shape {lengths.shape} and dtype {lengths.dtype}, but must hold an integer for each example, "
             f"{tuple(batch)}"
         )
-    if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 0) & (lengths <= T)).all():
+    numbers = known(lengths)
+    if numbers is not None and not ((numbers >= 0) & (numbers <= T)).all():
         raise ValueError(
             f"lengths are {lengths.tolist()}, but there are {T} tokens, of which from 0 to {T} are real: write "
             f"jnp.clip(lengths, 0, {T})"

@@ -271,7 +271,9 @@ def decode_in_steps(layer, variables, x, lengths):
     return output, cache["cache"]
 
 
-@pytest.mark.parametrize("options", [{}, {"rotary_base": 100.0}, {"mask": masks.SlidingWindow(3)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"rotary_base": 100.0}, {"mask": masks.SlidingWindow(3)}, {"mask": masks.Causal(-1)}]
+)
 def test_the_cache_has_room_for_real_tokens_and_never_holds_padding(options):
     (x,) = draw(0, (2, 8, 4))
     layer = AttentionLayer(2, 8, cache_length=8, **options)
@@ -300,10 +302,10 @@ def test_the_cache_has_room_for_real_tokens_and_never_holds_padding(options):
 @pytest.mark.parametrize("mask", [masks.Causal(), masks.SlidingWindow(2)])
 def test_what_has_not_fit_leaves_nan_for_ever_and_for_its_example_alone(mask):
     (x,) = draw(0, (2, 3, 4))
-    layer = AttentionLayer(2, 8, cache_length=4, mask=mask)
-    variables = layer.init(jax.random.key(0), x)
-    step = jax.jit(functools.partial(layer.apply, decode=True, mutable=["cache"]))
-    for wrong in (-1, 4, 3):  # negative, more than there are tokens, more than there is room for
+    for cache_length, wrong in ((8, -1), (8, 4), (4, 3)):  # negative, more than the tokens, more than the room
+        layer = AttentionLayer(2, 8, cache_length=cache_length, mask=mask)
+        variables = layer.init(jax.random.key(0), x)
+        step = jax.jit(functools.partial(layer.apply, decode=True, mutable=["cache"]))
         _, cache = step(variables, x[:, :2], lengths=jnp.array([0, 2]))
         _, cache = step(variables | cache, x, lengths=jnp.array([0, wrong]))
         for _ in range(4):

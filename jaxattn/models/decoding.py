@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxattn.checks import known
 from jaxattn.models.gpt import GPT, check_vocabulary, token_ids
 from jaxattn.models.sampling import Sampling, sample
 
@@ -80,7 +81,8 @@ def _checked_lengths(lengths: Any, batch: tuple[int, ...], P: int, xp: Any) -> A
     lengths = xp.full(batch, P, xp.int32) if lengths is None else xp.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(f"lengths has dtype {lengths.dtype}, but must be integers")
-    if not isinstance(lengths, jax.core.Tracer) and not ((lengths >= 1) & (lengths <= P)).all():
+    numbers = known(lengths)
+    if numbers is not None and not ((numbers >= 1) & (numbers <= P)).all():
         raise ValueError(f"lengths must be from 1 to {P}, the prompts' tokens, but are {lengths.tolist()}")
     if lengths.shape != batch:
         raise ValueError(f"lengths has shape {lengths.shape}, but must have one for each prompt, {batch}")

@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Int
 
-from jaxattn.checks import check_key
+from jaxattn.checks import check_key, known
 from jaxattn.models.decoding import Prompts, State, make_prompts, prefill_width, start, step
 from jaxattn.models.gpt import GPT
 from jaxattn.models.sampling import NO_TOKEN, Sampling, as_size
@@ -122,9 +121,8 @@ def _checked(sampling: Sampling, num_tokens: Any, key: Any) -> tuple[int, Array]
 
 def _check_tokens(tokens: Array) -> None:
     """Check that the logits were numbers, unless the tokens are traced."""
-    if isinstance(tokens, jax.core.Tracer) or not tokens.is_fully_addressable:
-        return
-    if (np.asarray(tokens) == NO_TOKEN).any():
+    numbers = known(tokens)
+    if numbers is not None and (numbers == NO_TOKEN).any():
         raise ValueError(
             "the model's logits are NaN or infinite, so no token can be drawn: params holds NaN or infinity, or "
             "numbers so large that they overflow: write jax.tree.map(lambda p: jnp.isfinite(p).all(), params)"

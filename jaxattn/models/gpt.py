@@ -12,10 +12,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.checks import as_integers, broadcasts, check_rate, wide_type
+from jaxattn.checks import as_integers, broadcasts, check_rate, known, wide_type
 from jaxattn.functional import dropout
 from jaxattn.layer import AttentionLayer, checked_lengths
 from jaxattn.masks import Segments
@@ -249,18 +250,20 @@ def _checked_tokens(tokens: Any, config: GPTConfig, lengths: Any, decode: bool) 
         lengths = checked_lengths(lengths, ids.shape, decode)
         is_padding = jax.lax.broadcasted_iota(jnp.int32, ids.shape, ids.ndim - 1) >= lengths[..., None]
         ids = jnp.where(is_padding, 0, ids)
-    check_vocabulary("tokens", tokens, ids == config.vocab_size, config.vocab_size)
+    numbers = known(ids)
+    if numbers is not None:
+        check_vocabulary("tokens", tokens, numbers == config.vocab_size, config.vocab_size)
     return ids, is_padding
 
 
-def check_vocabulary(name: str, tokens: Any, is_outside: Any, vocab_size: int) -> None:
-    """Check that no id is outside the vocabulary, unless they are traced.
+def check_vocabulary(name: str, tokens: Any, is_outside: np.ndarray, vocab_size: int) -> None:
+    """Check that no id is outside the vocabulary.
 
     Raises:
         ValueError: one is; Flax's embedding would return NaN, or for -1 the last row.
     """
-    if not isinstance(is_outside, jax.core.Tracer) and is_outside.any():
+    if is_outside.any():
         raise ValueError(
-            f"{name} has the id {tokens[is_outside].ravel()[0]}, but the model's vocabulary has the ids 0 to "
+            f"{name} has the id {np.asarray(tokens)[is_outside][0]}, but the model's vocabulary has the ids 0 to "
             f"{vocab_size - 1}: encode the text with the model's own tokenizer, and tell padding by lengths"
         )

@@ -137,13 +137,14 @@ def test_top_k_draws_from_k_tokens_where_logits_are_equal():
 
 @pytest.mark.parametrize("pad", [13, -1, 10**6, -(2**31)])
 def test_padding_of_any_number_never_reaches_results(model, pad):
-    expected = generate(*model, jnp.array([[1, 2, 3]]), 12, temperature=0)
-    prompt = jnp.array([[1, 2, 3, pad, pad]])
-    np.testing.assert_array_equal(generate(*model, prompt, 12, temperature=0, lengths=[3]), expected)
-    streamed = stream(*model, prompt, 12, temperature=0, lengths=jnp.array([3]))
-    np.testing.assert_array_equal(jnp.stack(list(streamed), -1), expected)
-    traced = jax.jit(lambda prompt: generate(*model, prompt, 12, temperature=0, lengths=jnp.array([3])))
-    np.testing.assert_array_equal(traced(prompt), expected)
+    expected = generate(*model, jnp.array([1, 2, 3]), 12, temperature=0)
+    # The second prompt fills the context, so that all windows are read as a whole.
+    prompt, lengths = jnp.array([[1, 2, 3] + [pad] * 9, [4] * 12]), jnp.array([3, 12])
+    np.testing.assert_array_equal(generate(*model, prompt, 12, temperature=0, lengths=lengths)[0], expected)
+    streamed = stream(*model, prompt, 12, temperature=0, lengths=[3, 12])
+    np.testing.assert_array_equal(jnp.stack(list(streamed), -1)[0], expected)
+    traced = jax.jit(lambda prompt: generate(*model, prompt, 12, temperature=0, lengths=lengths))
+    np.testing.assert_array_equal(traced(prompt)[0], expected)
 
 
 @pytest.mark.parametrize("token", [13, -1, 2**31 - 1, -5])
