@@ -254,6 +254,8 @@ def test_prompts_of_different_lengths_go_on_where_each_ended():
     prefill, cache = layer.apply(variables, padded, decode=True, lengths=lengths, mutable=["cache"])
     for example, length in enumerate(lengths.tolist()):
         np.testing.assert_allclose(prefill[example, :length], full[example, :length], atol=1e-5)
+    closed_over = jax.jit(lambda x: layer.apply(variables, x, decode=True, lengths=lengths, mutable=["cache"])[0])
+    np.testing.assert_allclose(closed_over(padded), prefill, atol=1e-6)
     step = jax.jit(lambda cache, x: layer.apply(variables | cache, x, decode=True, mutable=["cache"]))
     for number in range(4):
         each = jnp.stack([x[example, n + number] for example, n in enumerate(lengths.tolist())])[:, None]

@@ -235,6 +235,29 @@ def test_64_bit_mode_changes_no_token(model):
     np.testing.assert_array_equal(np.stack(streamed, -1), expected)
 
 
+@pytest.mark.parametrize(
+    ("context", "vocab_size"),  # a size for each, so that each compiles a program
+    [
+        (lambda: jax.debug_nans(True), 13),
+        (lambda: jax.debug_infs(True), 14),
+        (lambda: jax.disable_jit(), 15),
+        (lambda: jax.checking_leaks(), 16),
+        (lambda: jax.threefry_partitionable(False), 17),
+        (lambda: jax.default_device(jax.devices()[0]), 18),
+    ],
+    ids=["debug_nans", "debug_infs", "disable_jit", "checking_leaks", "threefry", "default_device"],
+)
+def test_no_context_changes_what_is_most_likely(context, vocab_size):
+    model = GPT(GPTConfig(vocab_size, 8, 1, 2, 8))
+    params = jax.tree.map(lambda leaf: 10 * leaf, model.init(jax.random.key(0), jnp.zeros(3, int))["params"])
+    prompts, options = np.array([[1, 2, 3], [4, 5, 99]]), {"temperature": 0, "lengths": [3, 2]}
+    with context():
+        tokens = generate(model, params, prompts, 7, **options)
+        streamed = np.stack(list(stream(model, params, prompts, 7, **options)), -1)
+    np.testing.assert_array_equal(streamed, tokens)
+    np.testing.assert_array_equal(generate(model, params, prompts, 7, **options), tokens)
+
+
 def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
     model, params = model
     tokens = draw(0, 6)
