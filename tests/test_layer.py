@@ -169,7 +169,6 @@ def matmuls(function, *args, **options):
 @pytest.mark.parametrize(
     ("implementation", "options"),
     [
-        (None, {}),
         ("dense", {}),
         ("blockwise", {}),
         ("dense", {"return_weights": True}),
