@@ -376,3 +376,16 @@ def init(module, x=X, **options):
 def test_bad_input_is_named_with_what_to_write(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@each_stage
+def test_64_bit_mode_numpys_integers_and_raw_keys_change_nothing(name):
+    module, x, key = STAGES[name], tokens(), jax.random.key(2)
+    variables = variables_of(module, x)
+    expected = module.apply(variables, x, False, key)
+    sizes = {size: np.int64(getattr(module, size)) for size in ("num_heads", "features") if hasattr(module, size)}
+    raw_key = np.asarray(jax.random.key_data(key))  # as a checkpoint restores it
+    with jax.enable_x64(True):
+        came = module.clone(**sizes).apply(variables, x, False, raw_key)
+    assert came.dtype == jnp.float32
+    np.testing.assert_allclose(came, expected, atol=1e-6)
