@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = new.add_argument
     add("directory", metavar="DIR", nargs="?", help="the directory of a run, saved by jaxattn train --out DIR")
-    add("--gpt2", metavar="DIR", help="a folder with config.json, model.safetensors and tokenizer.json of a GPT-2")
+    add("--gpt2", metavar="DIR", help="a folder with config.json, tokenizer.json and the safetensors files of a GPT-2")
     add("--prompt", help="text to continue (default: a new document, or a new line)")
     add("--tokens", type=int, default=300, metavar="N", help="tokens to add (default: 300)")
     add("--temperature", type=float, default=0.8, metavar="X", help="0 always takes the likeliest (default: 0.8)")
@@ -89,8 +89,8 @@ def first_tokens(prompt: str | None, tokenizer: Tokenizer) -> list[int]:
 
 def open_gpt2(directory: str) -> tuple[Any, Any, Tokenizer]:
     """Load a GPT-2; return model, parameters and tokenizer."""
-    files = [Path(directory) / name for name in ("tokenizer.json", "config.json", "model.safetensors")]
-    for file in files:
+    files = [Path(directory) / name for name in ("tokenizer.json", "config.json")]
+    for file in files:  # load_gpt2 finds the parameters, in one file or several
         check_input("--gpt2", file)
     tokenizer = read_tokenizer(files[0])
     model, params = load_gpt2(directory)
@@ -99,7 +99,7 @@ def open_gpt2(directory: str) -> tuple[Any, Any, Tokenizer]:
             f"{files[0]} has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}: "
             "they do not belong together"
         )
-    check_numbers(files[2], params)
+    check_numbers(Path(directory), params)
     return model, params, tokenizer
 
 

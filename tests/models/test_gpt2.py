@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxattn import generate, load_gpt2
+from jaxattn.models import command
+from jaxattn.training.tokenizer import bytes_tokenizer
 
 CONFIG = {"model_type": "gpt2", "vocab_size": 17, "n_positions": 24, "n_layer": 2, "n_head": 2, "n_embd": 8}
 
@@ -83,13 +85,16 @@ def write_shards(directory, shards, weight_map=None):
     return directory / names[-1]
 
 
-def test_sharded_files_are_read_by_their_index(write, tmp_path_factory):
+def test_sharded_files_are_read_by_their_index(write, tmp_path_factory, monkeypatch):
     _, params = load_gpt2(write())
     names = sorted(tensors())
     shards = [{name: tensors()[name] for name in names[start::3]} for start in range(3)]
     directory = tmp_path_factory.mktemp("shards")
     last = write_shards(directory, shards)
     chex.assert_trees_all_equal(load_gpt2(directory)[1], params)
+    (directory / "tokenizer.json").touch()
+    monkeypatch.setattr(command, "read_tokenizer", lambda file: bytes_tokenizer()._replace(vocab_size=17))
+    chex.assert_trees_all_equal(command.open_gpt2(str(directory))[1], params)
     last.unlink()
     with pytest.raises(FileNotFoundError, match=f"{last.name} does not exist, but model.safetensors.index.json"):
         load_gpt2(directory)
