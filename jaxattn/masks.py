@@ -4,9 +4,11 @@ True = may attend, everywhere. Queries are rows and keys are columns, both count
 than queries (cached keys, say), `offset` is the position of the first query among the keys: query t stands at t +
 offset. Nothing is guessed from the shapes.
 
-A mask is a pytree, so traced ids, lengths and offsets work under `jit` and `vmap`. `array(T, S)` materializes it. The
-kernels never do: `expanded(T, S)` gives every array in the mask two last axes, T or 1 and S or 1, so that it can be cut
-into blocks; `allows` then answers for one block, and `block_mask` says in which blocks anything is unmasked at all.
+A mask is a pytree, so traced ids, lengths and offsets work under `jit` and `vmap`. An offset that is a Python int is
+static: kernels skip blocks by it, and each new int compiles anew; pass an array, or a NumPy integer, where it changes
+from call to call. `array(T, S)` materializes a mask. The kernels never do: `expanded(T, S)` gives every array in the
+mask two last axes, T or 1 and S or 1, so that it can be cut into blocks; `allows` then answers for one block, and
+`block_mask` says in which blocks anything is unmasked at all.
 """
 
 import dataclasses
@@ -14,10 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
 
 from jaxattn.checks import as_boolean, as_integers, broadcasts
+
+# No sequence is longer: differences of two positions up to here fit into int32.
+FARTHEST = 2**30
 
 # An array, or an integer or None where a comment says so; JAX puts other things there while it rebuilds a pytree.
 Leaf = Any
@@ -46,6 +52,11 @@ class Mask:
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         """Materialize the mask for T queries and S keys."""
         return self.expanded(T, S).allows(jnp.arange(T)[:, None], jnp.arange(S)[None, :])
+
+    @property
+    def batch_axes(self) -> int:
+        """How many batch axes the ids, lengths and offsets have; a boolean array names none."""
+        return 0
 
     def with_heads(self) -> "Mask":
         """Insert a heads axis of 1 into every batched array, so that `array` gives `(..., 1, T, S)`."""
@@ -87,13 +98,35 @@ class Mask:
     __array_ufunc__ = None
 
 
-@jax.tree_util.register_dataclass
+def _register_with_offset(cls: type[Any]) -> type[Any]:
+    """Register a mask as a pytree: its offset is static if it is a Python int, and a leaf otherwise."""
+    fixed = [field.name for field in dataclasses.fields(cls) if field.name != "offset"]
+
+    def flatten(mask: Any) -> tuple[Any, Any]:
+        static = tuple(getattr(mask, name) for name in fixed)
+        if isinstance(mask.offset, int) and not hasattr(mask, "offset_is_leaf"):
+            return (), (static, mask.offset)
+        return ((jax.tree_util.GetAttrKey("offset"), mask.offset),), (static, None)
+
+    def unflatten(static: Any, leaves: Any) -> Any:
+        values, offset = static
+        mask = cls(*values, *(leaves or [offset]))
+        if leaves:
+            # So the structure stays if a leaf becomes an int, as in a tree of axes for `jax.vmap`.
+            object.__setattr__(mask, "offset_is_leaf", True)
+        return mask
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+@_register_with_offset
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
     """Each query attends to itself and to earlier tokens: keys s <= t + offset.
 
-    `offset` is the position of the first query among the keys; `S - T` aligns the last query with the last key. An
-    array `(...)` of integers holds one for each example.
+    `offset` is the position of the first query among the keys; `S - T` aligns the last query with the last key. A
+    Python int is static, an array `(...)` of integers holds one for each example.
 
     Example:
         >>> from jaxattn import masks
@@ -105,8 +138,12 @@ class Causal(Mask):
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
         if isinstance(self.offset, int):
-            return jnp.tril(jnp.ones((T, S), bool), k=self.offset)
+            return jnp.tril(jnp.ones((T, S), bool), k=max(-FARTHEST, min(self.offset, FARTHEST)))
         return super().array(T, S)
+
+    @property
+    def batch_axes(self) -> int:
+        return jnp.ndim(self.offset)
 
     def with_heads(self) -> Mask:
         return Causal(_with_heads_axis(self.offset))
@@ -127,7 +164,7 @@ class Causal(Mask):
         return Causal(self.offset + offset)
 
 
-@jax.tree_util.register_dataclass
+@_register_with_offset
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow(Mask):
     """Each query attends to the last `size` keys up to itself: t + offset - size < s <= t + offset. So it is causal.
@@ -143,15 +180,20 @@ class SlidingWindow(Mask):
         Beltagy et al. 2020, "Longformer"; Jiang et al. 2023, "Mistral 7B".
     """
 
-    size: int = dataclasses.field(metadata={"static": True})
+    size: int
     offset: Leaf = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
+        if not isinstance(self.size, int | np.integer) or self.size < 1:
             raise ValueError(
                 f"size={self.size!r} must be an integer of at least 1 (each query attends to itself alone): write "
                 "SlidingWindow(256)"
             )
+        object.__setattr__(self, "size", int(self.size))
+
+    @property
+    def batch_axes(self) -> int:
+        return jnp.ndim(self.offset)
 
     def with_heads(self) -> Mask:
         return SlidingWindow(self.size, _with_heads_axis(self.offset))
@@ -161,12 +203,12 @@ class SlidingWindow(Mask):
 
     def allows(self, queries: Array, keys: Array) -> Array:
         distance = _distance(keys, queries, self.offset)
-        return (distance <= 0) & (distance > -self.size)
+        return (distance <= 0) & (distance > -min(self.size, FARTHEST))
 
     def block_mask(self, queries: Array, keys: Array) -> Array:
         nearest = _distance(_block_min(keys), _block_max(queries), _block_max(self.offset))
         farthest = _distance(_block_max(keys), _block_min(queries), _block_min(self.offset))
-        return (nearest <= 0) & (farthest > -self.size)
+        return (nearest <= 0) & (farthest > -min(self.size, FARTHEST))
 
     def band(self) -> Band:
         return Band(self.offset - self.size + 1, self.offset) if isinstance(self.offset, int) else Band()
@@ -193,19 +235,29 @@ class Segments(Mask):
     ids: Leaf
     key_ids: Leaf = None
 
+    @property
+    def batch_axes(self) -> int:
+        return max(jnp.ndim(self.ids), 1 if self.key_ids is None else jnp.ndim(self.key_ids)) - 1
+
     def with_heads(self) -> Mask:
-        key_ids = None if self.key_ids is None else jnp.asarray(self.key_ids)[..., None, :]
-        return Segments(jnp.asarray(self.ids)[..., None, :], key_ids)
+        ids, key_ids = jnp.asarray(self.ids), None if self.key_ids is None else jnp.asarray(self.key_ids)
+        if 0 in (ids.ndim, 1 if key_ids is None else key_ids.ndim):
+            return self  # refused when it is expanded
+        return Segments(ids[..., None, :], None if key_ids is None else key_ids[..., None, :])
 
     def expanded(self, T: int, S: int) -> Mask:
         ids = _one_per_token("ids", self.ids, T)
         key_ids = ids if self.key_ids is None else _one_per_token("key_ids", self.key_ids, S)
         if key_ids.shape[-1] != S:
-            raise ValueError(f"ids hold {T} tokens, but there are {S} keys: pass key_ids with one for each key")
-        return Segments(ids[..., :, None], key_ids[..., None, :])
+            raise ValueError(
+                f"ids has shape {ids.shape}, for {T} queries, but there are {S} keys: write "
+                "Segments(ids, key_ids) with one id for each key"
+            )
+        dtype = jnp.promote_types(ids.dtype, key_ids.dtype)
+        return Segments(ids.astype(dtype)[..., :, None], key_ids.astype(dtype)[..., None, :])
 
     def allows(self, queries: Array, keys: Array) -> Array:
-        return jnp.equal(*_same_rank(self.ids, jnp.asarray(self.key_ids)))
+        return jnp.equal(*_same_rank(self.ids, self.key_ids))
 
     def block_mask(self, queries: Array, keys: Array) -> Array:
         # Blocks whose ranges of ids do not overlap share no segment; documents in order overlap at a border only.
@@ -234,17 +286,21 @@ class Lengths(Mask):
         mask = super().array(T, S)
         return jnp.broadcast_to(mask, (*mask.shape[:-2], T, S))
 
+    @property
+    def batch_axes(self) -> int:
+        return jnp.ndim(self.lengths)
+
     def with_heads(self) -> Mask:
         return Lengths(jnp.asarray(self.lengths)[..., None])
 
     def expanded(self, T: int, S: int) -> Mask:
-        return Lengths(as_integers("lengths", self.lengths)[..., None, None])
+        return Lengths(_as_positions("lengths", self.lengths)[..., None, None])
 
     def allows(self, queries: Array, keys: Array) -> Array:
-        return jnp.less(*_same_rank(keys, self.lengths))
+        return jnp.less(*_same_rank(keys.astype(jnp.int32), self.lengths.astype(jnp.int32)))
 
     def block_mask(self, queries: Array, keys: Array) -> Array:
-        return jnp.less(*_same_rank(_block_min(keys), _block_max(self.lengths)))
+        return jnp.less(*_same_rank(_block_min(keys).astype(jnp.int32), _block_max(self.lengths).astype(jnp.int32)))
 
 
 @jax.tree_util.register_dataclass
@@ -255,7 +311,13 @@ class ArrayMask(Mask):
     allowed: Leaf
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        return jnp.asarray(self.allowed)
+        allowed = jnp.asarray(self.allowed)
+        if not broadcasts(allowed.shape[-2:], (T, S)):
+            raise ValueError(
+                f"mask has shape {allowed.shape}, but its last two axes must be {T} queries and {S} keys, or 1: write "
+                "mask[:, None, :] for a padding mask (batch, S)"
+            )
+        return allowed
 
     def expanded(self, T: int, S: int) -> Mask:
         allowed = jnp.asarray(self.allowed)
@@ -281,7 +343,18 @@ class _Pair(Mask):
         raise NotImplementedError
 
     def array(self, T: int, S: int) -> Bool[Array, "*batch T S"]:
-        return self.join(*_same_rank(self.first.array(T, S), self.second.array(T, S)))
+        first, second = _same_rank(self.first.array(T, S), self.second.array(T, S))
+        if any(m != n and 1 not in (m, n) for m, n in zip(first.shape, second.shape, strict=True)):
+            raise ValueError(
+                f"masks of shapes {first.shape} and {second.shape} are combined, but differ in the axes before queries "
+                "and keys: give both the same batch, and write mask[:, None] to put a heads axis into a boolean array "
+                "(batch, T, S)"
+            )
+        return self.join(first, second)
+
+    @property
+    def batch_axes(self) -> int:
+        return max(self.first.batch_axes, self.second.batch_axes)
 
     def with_heads(self) -> Mask:
         return type(self)(self.first.with_heads(), self.second.with_heads())
@@ -345,19 +418,51 @@ def combine(first: Any, second: Any) -> Mask | None:
 
 def materialize(mask: Any, shape: tuple[int, ...]) -> Bool[Array, "*shape"]:
     """Broadcast a mask, or a boolean array, to scores of the given shape `(..., T, S)`."""
-    mask = as_boolean("mask", mask.array(*shape[-2:]) if isinstance(mask, Mask) else mask)
+    if isinstance(mask, Mask):
+        if mask.batch_axes not in (0, len(shape) - 2):
+            raise ValueError(
+                f"mask has {mask.batch_axes} batch axes, but the scores {shape} have {len(shape) - 2} axes before "
+                "queries and keys, and which of them are meant is not guessed: give its ids, lengths or offsets one "
+                "axis for each; for scores (batch, heads, T, S) write ids[:, None], or mask.with_heads()"
+            )
+        check_arrays(mask, shape)
+        mask = mask.array(*shape[-2:])
+    mask = as_boolean("mask", mask)
     check_mask_shape(mask.shape, shape)
     return jnp.broadcast_to(mask, shape)
 
 
 def check_mask_shape(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:
     """Check that a mask of one shape broadcasts to scores of another."""
-    if not broadcasts(shape, scores):
-        raise ValueError(
-            f"mask has shape {shape}, which does not broadcast to the scores {scores}, whose last two axes are queries "
-            "and keys: write mask[:, None] to put a heads axis into a mask (batch, T, S), and mask[:, None, None, :] "
-            "for a padding mask (batch, S)"
-        )
+    if broadcasts(shape, scores):
+        return
+    advice = "give both the same batch and the same heads, or 1 of them"
+    if len(shape) <= 2:
+        advice = "write mask[:, None, None, :] for a padding mask (batch, S)"
+    elif len(shape) == 3:
+        advice = "write mask[:, None] to put a heads axis into a mask (batch, T, S)"
+    raise ValueError(
+        f"mask has shape {shape}, which does not broadcast to the scores {scores}, whose last two axes are queries "
+        f"and keys: {advice}"
+    )
+
+
+def check_arrays(mask: Mask, scores: tuple[int, ...]) -> None:
+    """Check the boolean arrays in a mask; next to a mask with a batch, the axes of an array must be all there."""
+    for shape in _array_shapes(mask):
+        check_mask_shape(shape, scores)
+        if mask.batch_axes and len(shape) < len(scores) and any(n != 1 for n in shape[:-2]):
+            raise ValueError(
+                f"an array of shape {shape} is combined with a mask that has a batch, but the scores {scores} have "
+                f"{len(scores)} axes: is {shape[:-2]} the batch, or the heads? Write array[:, None] for "
+                "(batch, T, S), and array[None] for (heads, T, S)"
+            )
+
+
+def _array_shapes(mask: Mask) -> list[tuple[int, ...]]:
+    if isinstance(mask, _Pair):
+        return _array_shapes(mask.first) + _array_shapes(mask.second)
+    return [jnp.shape(mask.allowed)] if isinstance(mask, ArrayMask) else []
 
 
 def _with_heads_axis(offset: int | Array) -> int | Array:
@@ -365,7 +470,18 @@ def _with_heads_axis(offset: int | Array) -> int | Array:
 
 
 def _expanded_offset(offset: int | Array) -> Array:
-    return as_integers("offset", offset)[..., None, None]
+    return _as_positions("offset", offset)[..., None, None]
+
+
+def _as_positions(name: str, array: Any) -> Array:
+    """Return positions as int32; those beyond every sequence mask the same keys as `FARTHEST`."""
+    if isinstance(array, int):
+        return jnp.asarray(max(-FARTHEST, min(array, FARTHEST)), jnp.int32)
+    array = as_integers(name, array)
+    if array.dtype.itemsize >= 4:
+        least = 0 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else -FARTHEST
+        array = jnp.clip(array, jnp.asarray(least, array.dtype), jnp.asarray(FARTHEST, array.dtype))
+    return array.astype(jnp.int32)
 
 
 def _one_per_token(name: str, ids: Any, tokens: int) -> Array:
@@ -379,7 +495,8 @@ def _one_per_token(name: str, ids: Any, tokens: int) -> Array:
 
 def _distance(keys: Array, queries: Array, offset: Any) -> Array:
     """How far each key stands after (> 0) or before its query."""
-    distance, offset = _same_rank(keys - queries, jnp.asarray(offset))
+    # Positions are int64 where `jax_enable_x64` is set.
+    distance, offset = _same_rank((keys - queries).astype(jnp.int32), jnp.asarray(offset, jnp.int32))
     return distance - offset
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxattn import masks
+from jaxattn import attention_weights, dot_product_attention, masks, renormalized_weights
+from jaxattn.kernels.call import checked_call
 
 
 @given(st.integers(0, 6), st.integers(0, 6), st.integers(-3, 6), st.integers(1, 4))
@@ -43,6 +46,76 @@ def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
     np.testing.assert_array_equal(mask, each)
 
 
+@pytest.mark.parametrize("kind", [masks.Causal, functools.partial(masks.SlidingWindow, 2)])
+def test_a_python_int_as_offset_is_static_and_an_array_or_numpy_integer_is_a_leaf(kind):
+    bands, run = [], jax.jit(lambda mask: bands.append(mask.band()) or mask.array(3, 3))
+    for offset in (1, 1, np.int32(1), np.int32(2), jnp.asarray(1, jnp.int32), 2):
+        np.testing.assert_array_equal(run(kind(offset)), kind(int(offset)).array(3, 3))
+    # Two ints are two programs, all arrays are one.
+    assert [band.last for band in bands] == [1, None, 2]
+    axes = jax.tree.map(lambda _: 0, kind(jnp.arange(2)))
+    each = jax.vmap(lambda mask: mask.array(3, 3), (axes,))(kind(jnp.arange(2)))
+    np.testing.assert_array_equal(each, kind(jnp.arange(2)).array(3, 3))
+
+
+def test_jit_keeps_the_band_of_a_causal_mask():
+    bands, heads = [], jnp.ones((4, 2, 3))
+    jax.jit(lambda *args: bands.append(checked_call(*args).band))(heads, heads, heads, masks.Causal())
+    assert bands == [masks.Band(last=0)]
+
+
+@pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 2**40, -(2**40), np.uint32(2**32 - 1), np.int32(2**31 - 1)])
+def test_offsets_lengths_and_sizes_beyond_every_sequence_do_not_overflow(offset):
+    with jax.enable_x64(isinstance(offset, np.generic)):
+        for allowed in (
+            masks.Causal(offset).array(2, 3),
+            masks.Causal(offset).expanded(2, 3).allows(jnp.arange(2)[:, None], jnp.arange(3)[None, :]),
+            masks.Lengths(offset).array(2, 3) if abs(offset) < 2**31 else jnp.asarray(offset > 0),
+            masks.SlidingWindow(2**40).array(3, 3)[2] if offset > 0 else jnp.zeros(1, bool),
+        ):
+            np.testing.assert_array_equal(allowed, np.broadcast_to(offset > 0, allowed.shape))
+
+
+IDS = jnp.array([[0, 0, 1], [0, 1, 1]])
+BATCHED = {
+    "segments": masks.Segments(IDS),
+    "key ids alone": masks.Segments(IDS[0], IDS),
+    "lengths": masks.Lengths(jnp.array([1, 2])),
+    "offsets": masks.Causal(jnp.array([0, 1])),
+    "windows": masks.SlidingWindow(2, jnp.array([0, 1])),
+    "and": masks.Causal() & masks.Lengths(jnp.array([1, 2])),
+    "or": masks.Causal() | masks.Segments(IDS),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHED)
+def test_the_batch_of_a_mask_is_never_taken_for_heads(kind):
+    mask, scores = BATCHED[kind], jax.random.normal(jax.random.key(0), (2, 2, 3, 3))  # as many heads as examples
+    expected = attention_weights(scores, mask.array(3, 3)[:, None])
+    for weights in (attention_weights, renormalized_weights):
+        with pytest.raises(ValueError, match=r"1 batch axes.*\(2, 2, 3, 3\).*ids\[:, None\]"):
+            weights(scores, mask)
+        np.testing.assert_allclose(weights(scores, mask.with_heads()), expected, atol=1e-6)
+    heads = jax.random.normal(jax.random.key(1), (2, 3, 2, 4))
+    attend = functools.partial(dot_product_attention, heads, heads, heads)
+    np.testing.assert_allclose(attend(mask), attend(mask.array(3, 3)[:, None]), atol=1e-6)
+    # An array next to it must say which of its axes is the batch.
+    array = jax.random.bernoulli(jax.random.key(2), 0.7, (2, 3, 3))
+    with pytest.raises(ValueError, match=r"array\[:, None\].*array\[None\]"):
+        attend(mask & array)
+    with pytest.raises(ValueError, match=r"array\[:, None\].*array\[None\]"):
+        attention_weights(scores, (mask | array).with_heads())
+    np.testing.assert_allclose(attend(mask & array[:, None]), attend((mask & array).array(3, 3)[:, None]), atol=1e-6)
+    np.testing.assert_allclose(attend(mask & array[None]), attend(mask.array(3, 3)[:, None] & array[None]), atol=1e-6)
+
+
+PADDING, HEADS = jnp.ones((2, 4), bool), jnp.ones((2, 3, 3, 3))
+
+
+def attend(mask):
+    return dot_product_attention(HEADS, HEADS, HEADS, mask)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -51,6 +124,20 @@ def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
         (lambda: masks.Lengths(jnp.ones(2)).array(3, 3), TypeError, "lengths has dtype float32"),
         (lambda: masks.Segments(jnp.zeros(4, int)).array(3, 3), ValueError, r"ids has shape \(4,\).*3"),
         (lambda: masks.Segments(jnp.zeros(3, int)).array(3, 4), ValueError, "key_ids"),
+        (lambda: masks.Segments(jnp.array(1)).with_heads().array(3, 3), ValueError, r"ids has shape \(\)"),
+        (lambda: masks.Lengths(2.5).array(3, 3), TypeError, "lengths has dtype float32"),
+        (lambda: masks.Causal(1.5).array(3, 3), TypeError, "offset has dtype float32"),
+        (lambda: (masks.Causal() & PADDING).array(3, 3), ValueError, r"\(2, 4\).*3 queries.*mask\[:, None, :\]"),
+        (
+            lambda: (masks.Segments(IDS) | jnp.ones((5, 3, 3), bool)).array(3, 3),
+            ValueError,
+            r"\(2, 3, 3\).*\(5, 3, 3\)",
+        ),
+        (lambda: attention_weights(HEADS, PADDING), ValueError, r"write mask\[:, None, None, :\]"),
+        (lambda: attend(PADDING), ValueError, r"\(2, 4\).*write mask\[:, None, None, :\]"),
+        (lambda: attend(masks.Causal() & PADDING), ValueError, r"\(2, 4\).*write mask\[:, None, None, :\]"),
+        (lambda: attend(masks.Causal() | jnp.ones((5, 3, 3), bool)), ValueError, r"\(5, 3, 3\).*write mask\[:, None\]"),
+        (lambda: attend(masks.Lengths(jnp.zeros(3, int))), ValueError, r"\(3, 1, 3, 3\).*same batch"),
     ],
 )
 def test_bad_input_is_named(call, error, words):

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_key, check_rank, check_rate, wide_type
 from jaxattn.kernels.platforms import platform_of
-from jaxattn.masks import Band, Leaf, Mask, as_mask, check_mask_shape
+from jaxattn.masks import Band, Leaf, Mask, as_mask, check_arrays, check_mask_shape
 from jaxattn.random_bits import draw_bits, drop
 
 Implementation = Literal["dense", "blockwise", "native", "cudnn"]
@@ -138,6 +138,7 @@ def checked_call(
     band = Band()
     if mask is not None:
         mask = as_mask(mask).with_heads()
+        check_arrays(mask, scores)
         check_mask_shape(jax.eval_shape(lambda: mask.array(T, S)).shape, scores)
         mask, band = mask.expanded(T, S), mask.band()
     lift = functools.partial(_lifted, rank=len(scores))
