@@ -53,7 +53,7 @@ def linen_attention_fn(
         dropout_rate: share of the weights that are dropped.
         deterministic: True turns dropout off.
         dtype: the type to convert the inputs to; None is their common type.
-        precision: of the matrix products, a `jax.lax.Precision` or its name; not a pair or an algorithm.
+        precision: of the matrix products, as in `jax.lax.dot_general`; of a pair, the higher holds for both factors.
         module: a layer that the weights are sown into, as `attention_weights` in its intermediates.
         force_fp32_for_softmax: has no effect, because the softmax is always computed in float32 or wider.
         einsum_dot_general: not supported, like the next two: a kernel has its own matrix products.

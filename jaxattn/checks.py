@@ -91,6 +91,22 @@ def check_rate(rate: float) -> float:
     return rate
 
 
+def as_scale(scale: Any, dtype: DTypeLike) -> float | Array:
+    """Return a scale as a float where it is a plain number, or as an array `()` of the given type."""
+    if isinstance(scale, int | float | np.integer | np.floating):
+        return float(scale)
+    if not isinstance(scale, Array | np.ndarray | np.generic) or not (
+        jnp.issubdtype(scale.dtype, jnp.integer) or jnp.issubdtype(scale.dtype, jnp.floating)
+    ):
+        raise TypeError(f"scale is {scale!r}, but must be a real number, or an array of one: write scale=0.125")
+    if jnp.ndim(scale):
+        raise ValueError(
+            f"scale has shape {jnp.shape(scale)}, but is one number for all heads: multiply the query by the array, "
+            "shaped (H, 1) for one number a head, and write scale=1.0"
+        )
+    return jnp.asarray(scale, dtype)
+
+
 def check_key(name: str, key: Any) -> Array:
     """Return `key` as a JAX array; it must be one PRNG key, not a seed and not a batch of keys."""
     if key is None:
@@ -103,6 +119,10 @@ def check_key(name: str, key: Any) -> Array:
         raise ValueError(
             f"{name} has shape {key.shape}, but one call takes one key: "
             f"write jax.vmap over the batch, with one key of jax.random.split(key, batch) for each example"
+        )
+    if key.ndim and key.shape != jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape:
+        raise ValueError(
+            f"{name} has shape {key.shape}, which no raw key of this generator has: write jax.random.key(0)"
         )
     return key
 

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxattn.checks import as_floating, check_equal_dtypes, check_leading_axes, check_rank, check_rate, wide_type
+from jaxattn.checks import (
+    as_floating,
+    as_scale,
+    check_equal_dtypes,
+    check_leading_axes,
+    check_rank,
+    check_rate,
+    wide_type,
+)
 from jaxattn.masks import materialize
 from jaxattn.random_bits import draw_bits, drop
 
@@ -66,7 +74,7 @@ def attention_weights(
     scores = as_floating("scores", scores)
     check_rank("scores", scores, 2, "T, S")
     wide = wide_type(scores.dtype)
-    scores = scores.astype(wide) * jnp.asarray(scale, wide)
+    scores = scores.astype(wide) * jnp.asarray(as_scale(scale, wide), wide)
     if mask is not None:
         scores = jnp.where(materialize(mask, scores.shape), scores, -jnp.inf)
     # Subtracting the row's maximum changes no weight and keeps exp from overflowing. `initial` keeps it finite.

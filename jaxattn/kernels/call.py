@@ -13,11 +13,19 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxattn.checks import as_floating, broadcasts, check_equal_dtypes, check_key, check_rank, check_rate, wide_type
+from jaxattn.checks import (
+    as_floating,
+    as_scale,
+    broadcasts,
+    check_equal_dtypes,
+    check_key,
+    check_rank,
+    check_rate,
+    wide_type,
+)
 from jaxattn.kernels.platforms import platform_of
 from jaxattn.masks import Band, Leaf, Mask, as_mask, check_arrays, check_mask_shape
 from jaxattn.random_bits import draw_bits, drop
@@ -43,8 +51,8 @@ class AttentionCall:
 
     scale: float = dataclasses.field(default=1.0, metadata=STATIC)
     dropout_rate: float = dataclasses.field(default=0.0, metadata=STATIC)
-    # Of the matrix products; None is JAX's default.
-    precision: lax.Precision | None = dataclasses.field(default=None, metadata=STATIC)
+    # Of the matrix products, as `jax.default_matmul_precision` names it; None is JAX's default.
+    precision: str | None = dataclasses.field(default=None, metadata=STATIC)
     # Bounds on the distance between a query and its keys.
     band: Band = dataclasses.field(default=Band(), metadata=STATIC)
     return_weights: bool = dataclasses.field(default=False, metadata=STATIC)
@@ -75,7 +83,7 @@ class AttentionCall:
         """Return a context in which matrix products have the precision of the call."""
         if self.precision is None:
             return contextlib.nullcontext()
-        return jax.default_matmul_precision(self.precision.name.lower())
+        return jax.default_matmul_precision(self.precision)
 
     def dropped(self, weights: Array) -> Array:
         """Apply dropout to weights `(B, H, T, S)`, or to their gradients."""
@@ -131,6 +139,9 @@ def checked_call(
     rate = check_rate(dropout_rate)
     (*batch, T, H, D), S = query.shape, key.shape[-3]
     scores, wide = (*batch, H, T, S), wide_type(query.dtype)
+    if D == 0:
+        # A width of 1 that holds zeros gives the same scores, 0, and no kernel need know.
+        query, key = (jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, 1)]) for array in (query, key))
     query, scale = _split_scale(query, max(D, 1) ** -0.5 if scale is None else scale, wide)
     bits: tuple[Any, Any] = (None, None)
     if rate > 0:
@@ -173,7 +184,7 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
         raise ValueError(
             f"{shapes}: query and key must agree in the last axis, the width D over which they are multiplied"
         )
-    if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
+    if query.shape[-2] and (key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]):
         raise ValueError(
             f"{shapes}: {query.shape[-2]} query heads cannot share {key.shape[-2]} KV heads evenly: the layout is "
             "(..., tokens, heads, width), and the number of KV heads must divide the number of query heads; "
@@ -183,14 +194,8 @@ def _check_shapes(query: Array, key: Array, value: Array) -> None:
 
 def _split_scale(query: Array, scale: Any, wide: Any) -> tuple[Array, float]:
     """Return the query and a scale known at compile time; an array, which may be traced, goes into the query."""
-    if jnp.ndim(scale):
-        raise ValueError(
-            f"scale has shape {jnp.shape(scale)}, but is one number for all heads: write query * scale, shaped "
-            "(H, 1) for one number a head, and scale=1.0"
-        )
-    if isinstance(scale, int | float | np.number):
-        return query, float(scale)
-    return query.astype(wide) * jnp.asarray(scale, wide), 1.0
+    scale = as_scale(scale, wide)
+    return (query, scale) if isinstance(scale, float) else (query.astype(wide) * scale, 1.0)
 
 
 def _checked_bias(bias: Any, scores: tuple[int, ...]) -> Array:
@@ -202,13 +207,22 @@ def _checked_bias(bias: Any, scores: tuple[int, ...]) -> Array:
     return bias
 
 
-def _checked_precision(precision: Any) -> lax.Precision | None:
+def _checked_precision(precision: Any) -> str | None:
+    """Return what `jax.lax.dot_general` takes, by name; of a pair, the higher precision holds for both factors."""
+    if precision is None:
+        return None
     try:
-        return None if precision is None else lax.Precision(precision)
-    except ValueError:
+        presets = lax.DotAlgorithmPreset.__members__
+        if isinstance(precision, lax.DotAlgorithmPreset) or (isinstance(precision, str) and precision in presets):
+            name = precision if isinstance(precision, str) else precision.name
+            return "default" if name == "DEFAULT" else name
+        pair = precision if isinstance(precision, tuple | list) else (precision, precision)
+        first, second = (lax.Precision(one) for one in pair if isinstance(one, str | lax.Precision))
+        return max(first, second, key=lambda one: one.value).name.lower()
+    except (TypeError, ValueError):
         raise ValueError(
-            f"precision={precision!r} is not supported: a kernel multiplies with one jax.lax.Precision, so write "
-            "'default', 'high' or 'highest', or None"
+            f"precision={precision!r} is not supported: write 'default', 'high' or 'highest', a jax.lax.Precision, a "
+            "pair of these, a jax.lax.DotAlgorithmPreset, or None"
         ) from None
 
 

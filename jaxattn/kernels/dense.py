@@ -30,9 +30,10 @@ def unsupported(call: AttentionCall) -> str | None:
 def attend(call: AttentionCall) -> Steps:
     """Compute every step of attention."""
     T, S, H, K = call.sizes
+    G = H // max(K, 1)
     with call.matmul_precision():
         # (..., T, H, D) -> (..., K, G, T, D)
-        query = call.query.reshape(*call.query.shape[:-2], K, H // K, call.query.shape[-1])
+        query = call.query.reshape(*call.query.shape[:-2], K, G, call.query.shape[-1])
         query = jnp.moveaxis(query, -4, -2)
         # (..., S, K, D) -> (..., K, 1, S, D)
         key, value = (jnp.moveaxis(array, -3, -2)[..., None, :, :] for array in (call.key, call.value))
@@ -41,7 +42,7 @@ def attend(call: AttentionCall) -> Steps:
         scores = scores.reshape(*scores.shape[:-4], H, T, S)
         weights = attention_weights(masked(call, logits(call, scores)))
         kept_weights = call.dropped(weights)
-        grouped = kept_weights.reshape(*kept_weights.shape[:-3], K, H // K, T, S)
+        grouped = kept_weights.reshape(*kept_weights.shape[:-3], K, G, T, S)
         context = jnp.moveaxis(context_vectors(grouped, value), -2, -4)  # (..., T, K, G, D_v)
     return Steps(scores, weights, kept_weights, context.reshape(*context.shape[:-3], H, context.shape[-1]))
 
