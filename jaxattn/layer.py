@@ -127,8 +127,10 @@ class AttentionLayer(nn.Module):
         weights = None
         if self.ring is not None:
             self._check_ring(mask, dropout_key, return_weights or decode or self.is_mutable_collection("intermediates"))
-            segments = None if mask is None else mask.ids
-            attended = ring_attention(query, key, value, self.mask, **self.ring._asdict(), segment_ids=segments)
+            segments = {} if mask is None else {"segment_ids": mask.ids, "key_segment_ids": mask.key_ids}
+            attended = ring_attention(
+                query, key, value, self.mask, **self.ring._asdict(), **segments, precision=self.precision
+            )
         elif return_weights:
             call = checked_call(query, key, value, combined, return_weights=True, **options)
             _, weights, _, attended = attend_with_steps(call)
@@ -143,11 +145,11 @@ class AttentionLayer(nn.Module):
         return output if weights is None else (output, weights)
 
     def _check_ring(self, mask: Any, dropout_key: Array | None, needs_one_device: bool) -> None:
-        is_supported = mask is None or (isinstance(mask, Segments) and mask.key_ids is None)
+        is_supported = mask is None or isinstance(mask, Segments)
         if dropout_key is not None or needs_one_device or not is_supported:
             raise ValueError(
                 "ring shards the tokens over devices, without dropout, weights, cache, and masks of the call "
-                "other than masks.Segments(ids), without key_ids: write AttentionLayer(ring=None) for these"
+                "other than masks.Segments(ids): write AttentionLayer(ring=None) for these"
             )
 
     def _dense(self, name: str, x: Array, features: int, use_bias: bool) -> Array:

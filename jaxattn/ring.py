@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
+from jaxattn.checks import as_integers, as_scale, broadcasts
 from jaxattn.kernels.call import AttentionCall, checked_call
 from jaxattn.kernels.softmax import LogSumExp, join
 from jaxattn.kernels.transforms import backward, forward, map_as_batch
@@ -36,6 +37,7 @@ class _Fixed(NamedTuple):
     mask: Mask | None
     segmented: bool
     scale: float
+    precision: str | None
 
 
 def ring_attention(
@@ -49,7 +51,9 @@ def ring_attention(
     batch_axis: str | None = None,
     head_axis: str | None = None,
     segment_ids: Int[Array, "*batch T"] | None = None,
+    key_segment_ids: Int[Array, "*batch T"] | None = None,
     scale: float | None = None,
+    precision: Any = None,
 ) -> Float[Array, "*batch T H D_v"]:
     """Compute exact attention with the tokens of one sequence sharded over a mesh axis.
 
@@ -65,7 +69,9 @@ def ring_attention(
         batch_axis: the mesh axis over which the first axis of the arrays is sharded as well.
         head_axis: the mesh axis over which the heads are sharded as well.
         segment_ids: integers `(..., T)`: tokens attend to their own segment alone; None is one segment.
+        key_segment_ids: the segments of the keys, where they differ from those of the queries.
         scale: factor on the dot products; None is 1 / sqrt(D).
+        precision: of all matrix products, as in `jax.lax.dot_general`.
 
     Returns:
         The context `(..., T, H, D_v)`, sharded in the same way. It has first derivatives, in reverse mode.
@@ -85,25 +91,41 @@ def ring_attention(
     References:
         Liu et al. 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
     """
-    call = checked_call(query, key, value)
+    call = checked_call(query, key, value, precision=precision)
     _check_mesh(call.query, call.key, mask, mesh, axis, batch_axis, head_axis)
-    if not (scale is None or isinstance(scale, int | float)):
+    factor = call.scale if scale is None else as_scale(scale, call.wide)
+    if not isinstance(factor, float):
         raise TypeError(f"scale is {scale!r}, but must be a plain number here: multiply the query by it instead")
     *batch, T, H, _ = call.query.shape
     first = tuple(batch) or (1,)
     # (..., T, H, D) -> (B, ..., T, H, D)
-    arrays = [array.astype(call.wide).reshape(*first, *array.shape[-3:]) for array in (query, key, value)]
-    ids = jnp.zeros((*first, T), jnp.int32) if segment_ids is None else jnp.asarray(segment_ids).reshape(*first, T)
+    arrays = [
+        array.astype(call.wide).reshape(*first, *array.shape[-3:]) for array in (call.query, call.key, call.value)
+    ]
+    if segment_ids is None and key_segment_ids is not None:
+        raise ValueError("key_segment_ids is given without segment_ids: pass the segments of the queries too")
+    ids = _as_ids("segment_ids", 0 if segment_ids is None else segment_ids, (*batch, T)).reshape(*first, T)
+    key_ids = ids
+    if key_segment_ids is not None:
+        key_ids = _as_ids("key_segment_ids", key_segment_ids, (*batch, T)).reshape(*first, T)
 
     rest = (None,) * (len(first) - 1)
     heads, tokens = PartitionSpec(batch_axis, *rest, axis, head_axis), PartitionSpec(batch_axis, *rest, axis)
-    specs = (heads, heads, heads, tokens)
-    fixed = _Fixed(axis, mask, segment_ids is not None, call.scale if scale is None else float(scale))
+    specs = (heads, heads, heads, tokens, tokens)
+    fixed = _Fixed(axis, mask, segment_ids is not None, factor, call.precision)
     run: Any = jax.shard_map(
         functools.partial(_ring, fixed), mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False
     )
-    sharded = [_sharded(array, mesh, spec) for array, spec in zip((*arrays, ids), specs, strict=True)]
+    sharded = [_sharded(array, mesh, spec) for array, spec in zip((*arrays, ids, key_ids), specs, strict=True)]
     return run(*sharded).reshape(*batch, T, H, value.shape[-1]).astype(call.query.dtype)
+
+
+def _as_ids(name: str, ids: Any, shape: tuple[int, ...]) -> Array:
+    """Return segment ids, broadcast to one for each token of each example."""
+    ids = as_integers(name, ids)
+    if not broadcasts(ids.shape, shape):
+        raise ValueError(f"{name} has shape {ids.shape}, but needs one id for each token, {shape}")
+    return jnp.broadcast_to(ids, shape)
 
 
 def _sharded(array: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
@@ -113,11 +135,11 @@ def _sharded(array: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array) -> Array:
-    return _forward(fixed, query, key, value, ids)[0]
+def _ring(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array, key_ids: Array) -> Array:
+    return _forward(fixed, query, key, value, ids, key_ids)[0]
 
 
-def _forward(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array) -> tuple[Array, Any]:
+def _forward(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array, key_ids: Array) -> tuple[Array, Any]:
     def step(state: Any, number: Array) -> Any:
         travellers, context, lse = state
         call = _call(fixed, number, query, ids, *travellers)
@@ -129,12 +151,12 @@ def _forward(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array) 
     *batch, T, H, _ = query.shape
     start = jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype), LogSumExp.of_no_key((*batch, H, T), query.dtype)
     steps = jnp.arange(lax.axis_size(fixed.axis))
-    (_, context, lse), _ = lax.scan(step, ((key, value, ids), *start), steps)
-    return context, (query, key, value, ids, context, lse)
+    (_, context, lse), _ = lax.scan(step, ((key, value, key_ids), *start), steps)
+    return context, (query, key, value, ids, key_ids, context, lse)
 
 
 def _backward(fixed: _Fixed, residuals: Any, gradient: Array) -> Any:
-    query, key, value, ids, context, lse = residuals
+    query, key, value, ids, key_ids, context, lse = residuals
 
     def step(state: Any, number: Array) -> Any:
         (key, value, key_ids, of_key, of_value), of_query = state
@@ -143,10 +165,10 @@ def _backward(fixed: _Fixed, residuals: Any, gradient: Array) -> Any:
         travellers = key, value, key_ids, of_key + part.key, of_value + part.value
         return (_passed_on(fixed.axis, travellers), of_query + part.query), None
 
-    travellers = key, value, ids, jnp.zeros_like(key), jnp.zeros_like(value)
+    travellers = key, value, key_ids, jnp.zeros_like(key), jnp.zeros_like(value)
     steps = jnp.arange(lax.axis_size(fixed.axis))
     (travellers, of_query), _ = lax.scan(step, (travellers, jnp.zeros_like(query)), steps)
-    return of_query, *travellers[3:], None
+    return of_query, *travellers[3:], None, None
 
 
 _ring.defvjp(_forward, _backward)
@@ -161,7 +183,9 @@ def _call(
     shifted = None if fixed.mask is None else fixed.mask.shifted(offset)
     mask = combine(shifted, Segments(ids, key_ids) if fixed.segmented else None)
     # Blockwise gives the gradients of a softmax over more keys than these: it takes the weights from the lse.
-    return checked_call(query, key, value, mask, scale=fixed.scale, implementation="blockwise")
+    return checked_call(
+        query, key, value, mask, scale=fixed.scale, precision=fixed.precision, implementation="blockwise"
+    )
 
 
 def _passed_on(axis: str, arrays: Any) -> Any:
@@ -175,7 +199,7 @@ def _check_mesh(
     if mask is not None and not (isinstance(mask, Causal | SlidingWindow) and isinstance(mask.offset, int)):
         raise ValueError(
             f"mask is {mask!r}, but ring attention supports Causal(), SlidingWindow(size) and None: "
-            "write segment_ids=ids in place of masks.Segments(ids)"
+            "write segment_ids=ids in place of masks.Segments(ids), and key_segment_ids=key_ids for its key_ids"
         )
     if query.shape[-3] != key.shape[-3]:
         raise ValueError(f"query {query.shape} and key {key.shape} must have the same number of tokens here")

@@ -1,0 +1,80 @@
+"""Ring attention on a ring of one device; `kernels/test_devices.py` has eight."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import draw
+from jax.sharding import AxisType
+
+from jaxattn import AttentionLayer, dot_product_attention, masks, ring_attention
+from jaxattn.ring import Ring
+
+MESH = jax.make_mesh((1,), ("tokens",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+RING = functools.partial(ring_attention, mesh=MESH, axis="tokens")
+IDS = jnp.array([[0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1]])
+KEY_IDS = jnp.array([[1, 0, 0, 2, 2, 1], [1, 1, 0, 0, 3, 3]])
+
+
+@pytest.mark.parametrize("segments", [(IDS,), (IDS[1],), (IDS, KEY_IDS), (IDS, KEY_IDS[0])], ids=lambda s: str(len(s)))
+def test_segments_of_queries_and_of_keys_hold_in_the_ring_with_gradients(segments):
+    query, key, value, gradient = draw(0, (2, 6, 4, 3), (2, 6, 2, 3), (2, 6, 2, 5), (2, 6, 4, 5))
+    options = dict(zip(("segment_ids", "key_segment_ids"), segments, strict=False))
+    # A batch of their own for both, as a mask of one sequence has none.
+    mask = masks.Causal() & masks.Segments(*segments)
+    came, vjp = jax.vjp(lambda *args: RING(*args, masks.Causal(), **options), query, key, value)
+    alone = lambda *args: dot_product_attention(*args, mask, implementation="dense")  # noqa: E731
+    expected, expected_vjp = jax.vjp(alone, query, key, value)
+    chex.assert_trees_all_close((came, vjp(gradient)), (expected, expected_vjp(gradient)), atol=2e-6)
+    assert np.abs(came - RING(query, key, value, masks.Causal())).max() > 0.01  # documents matter
+
+
+def test_a_layer_with_a_ring_honours_documents_and_their_keys():
+    (x,) = draw(0, (2, 6, 8))
+    alone = AttentionLayer(2, 8)
+    ring = alone.clone(ring=Ring(MESH, "tokens"))
+    variables = alone.init(jax.random.key(0), x)
+    for mask in (None, masks.Segments(IDS), masks.Segments(IDS, KEY_IDS)):
+        came, expected = (layer.apply(variables, x, mask=mask) for layer in (ring, alone))
+        chex.assert_trees_all_close(came, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("precision", ["highest", ("default", "high")])
+def test_every_product_of_a_ring_has_the_precision_asked_for(precision):
+    (x,) = draw(0, (1, 6, 8))
+    layer = AttentionLayer(2, 8, precision=precision, ring=Ring(MESH, "tokens"))
+    variables = layer.init(jax.random.key(0), x)
+    heads = x.reshape(1, 6, 2, 4)
+    of_layer = jax.jit(layer.apply).lower(variables, x).as_text()
+    of_ring = jax.jit(jax.grad(lambda x: RING(x, x, x, precision=precision).sum())).lower(heads).as_text()
+    words = "[HIGHEST, HIGHEST]" if precision == "highest" else "[HIGH, HIGH]"
+    for lowered, count in ((of_layer, 2), (of_ring, 6)):
+        assert sum(words in line for line in lowered.splitlines() if "dot_general" in line) >= count
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"segment_ids": IDS.astype(float)}, TypeError, "segment_ids has dtype float32"),
+        ({"segment_ids": IDS[:, :4]}, ValueError, r"segment_ids has shape \(2, 4\).*\(2, 6\)"),
+        ({"segment_ids": IDS, "key_segment_ids": IDS[:, :4]}, ValueError, r"key_segment_ids has shape \(2, 4\)"),
+        ({"key_segment_ids": IDS}, ValueError, "key_segment_ids is given without segment_ids"),
+        ({"mask": masks.Segments(IDS, KEY_IDS)}, ValueError, "key_segment_ids=key_ids"),
+        ({"scale": "2"}, TypeError, "scale is '2'"),
+        ({"precision": "good"}, ValueError, "precision='good'"),
+    ],
+)
+def test_bad_input_of_a_ring_is_named(options, error, words):
+    heads = jnp.ones((2, 6, 2, 4))
+    with pytest.raises(error, match=words):
+        RING(heads, heads, heads, **options)
+
+
+def test_a_ring_takes_a_scale_of_any_type_that_is_a_plain_number():
+    query, key, value = draw(0, *[(1, 6, 2, 4)] * 3)
+    expected = dot_product_attention(query, key, value, scale=2.0)
+    for scale in (2, 2.0, np.float32(2), np.int64(2)):
+        chex.assert_trees_all_close(RING(query, key, value, scale=scale), expected, atol=2e-6)
