@@ -92,7 +92,7 @@ def _unmasked_grains(call: AttentionCall, blocks: Blocks, outer_is_query: bool) 
     unmasked = unmasked if outer_is_query else jnp.swapaxes(unmasked, -2, -1)
     unmasked = split_heads(unmasked, H, K)
     for axis, block in enumerate(blocks.heads):
-        if unmasked.shape[axis] > 1:
+        if unmasked.shape[axis] != 1:
             parts = (*unmasked.shape[:axis], -1, block, *unmasked.shape[axis + 1 :])
             unmasked = unmasked.reshape(parts).any(axis + 1)
     return unmasked

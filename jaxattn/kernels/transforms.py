@@ -160,7 +160,7 @@ def map_as_batch(function: Callable[..., PyTree], call: AttentionCall, *arrays: 
         leaves = tuple(leaf if mapped else leaf[None] for leaf, mapped in zip(leaves, are_mapped, strict=True))
         call, *arrays = jax.tree.unflatten(structure, leaves)
         call = dataclasses.replace(call, mapped_axes=call.mapped_axes + 1)
-        if call.batch[0] < size:  # the gradient alone is mapped
+        if call.batch[0] != size:  # the gradient alone is mapped
             call = dataclasses.replace(call, query=jnp.broadcast_to(call.query, (size, *call.query.shape[1:])))
         results = map_as_batch(function, call, *arrays)
         return results, jax.tree.map(lambda _: True, results)

@@ -1,0 +1,72 @@
+"""Programs exported for any number of examples, for all platforms, run here."""
+
+from importlib.util import find_spec
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import draw
+from jax import export
+
+from jaxattn import (
+    AttentionLayer,
+    CausalAttention,
+    MultiHeadAttention,
+    MultiHeadAttentionWrapper,
+    dot_product_attention,
+    masks,
+)
+
+
+def check_for_any_batch(run, *arrays):
+    """Export with the first axis of every array left open, and compare."""
+    scope = export.SymbolicScope()
+    (batch,) = export.symbolic_shape("b", scope=scope)
+    shapes = [jax.ShapeDtypeStruct((batch, *array.shape[1:]), array.dtype) for array in arrays]
+    exported = export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    if find_spec("flatbuffers"):  # without it JAX cannot serialize
+        exported = export.deserialize(exported.serialize())
+    for size in (3, 1):
+        some = [array[:size] for array in arrays]
+        chex.assert_trees_all_close(exported.call(*some), jax.jit(run)(*some), atol=1e-5)
+
+
+X = draw(0, (3, 130, 2, 4))[0]
+IDS, LENGTHS = jnp.arange(390).reshape(3, 130) // 50, jnp.array([3, 70, 130])
+BATCHED = {
+    "segments": (lambda ids: masks.Causal() & masks.Segments(ids), IDS),
+    "lengths": (masks.Lengths, LENGTHS),
+    "offsets": (masks.Causal, LENGTHS),
+    "array": (lambda array: array, IDS[:, None, :, None] > IDS[:, None, None, :]),
+}
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("kind", BATCHED)
+def test_batched_masks_are_exported_for_any_batch_with_gradients(kind, implementation):
+    make_mask, array = BATCHED[kind]
+
+    def run(x, array):
+        attend = lambda x: dot_product_attention(x, x, x, make_mask(array), implementation=implementation)  # noqa: E731
+        return jax.grad(lambda x: (attend(x) ** 2).sum())(x)
+
+    check_for_any_batch(run, X, array)
+
+
+def test_dropout_bias_and_a_mapped_value_are_exported_for_any_batch():
+    def run(x):
+        options = {"dropout_rate": 0.5, "dropout_key": jax.random.key(0), "implementation": "blockwise"}
+        attend = lambda v: dot_product_attention(X[0], X[0], v, bias=jnp.ones((130, 130)), **options)  # noqa: E731
+        return jax.vmap(attend)(x)
+
+    check_for_any_batch(run, X)
+
+
+@pytest.mark.parametrize(
+    "layer", [CausalAttention(4), MultiHeadAttentionWrapper(2, 4), MultiHeadAttention(2, 4), AttentionLayer(2, 4)]
+)
+def test_layers_are_exported_for_any_batch(layer):
+    x = X[:, :9, 0]
+    variables = layer.init(jax.random.key(0), x)
+    check_for_any_batch(lambda x: layer.apply(variables, x), x)
