@@ -72,7 +72,7 @@ def check_leading_axes(**arrays: Array) -> None:
         )
 
 
-def check_equal_dtypes(**arrays: Array) -> None:
+def check_dtypes(**arrays: Array) -> None:
     """Check that all arrays have one type, so that none is converted without notice."""
     if len({array.dtype for array in arrays.values()}) > 1:
         came = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())

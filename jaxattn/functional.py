@@ -20,15 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxattn.checks import (
-    as_floating,
-    as_scale,
-    check_equal_dtypes,
-    check_leading_axes,
-    check_rank,
-    check_rate,
-    wide_type,
-)
+from jaxattn.checks import as_floating, as_scale, check_dtypes, check_leading_axes, check_rank, check_rate, wide_type
 from jaxattn.masks import materialize
 from jaxattn.random_bits import draw_bits, drop
 
@@ -46,7 +38,7 @@ def attention_scores(query: Float[Array, "*batch T d"], key: Float[Array, "*batc
     query, key = as_floating("query", query), as_floating("key", key)
     check_rank("query", query, 2, "T, d")
     check_rank("key", key, 2, "S, d")
-    check_equal_dtypes(query=query, key=key)
+    check_dtypes(query=query, key=key)
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"query {query.shape} and key {key.shape} differ in their last axis, the width over which a dot product "
@@ -60,7 +52,7 @@ def attention_scores(query: Float[Array, "*batch T d"], key: Float[Array, "*batc
 def attention_weights(
     scores: Float[Array, "*batch T S"], mask: Any = None, *, scale: float | Float[Array, ""] = 1.0
 ) -> Float[Array, "*batch T S"]:
-    """Turn scores into weights: softmax(scale · scores), with masked scores at −inf (sections 3.4.2 and 3.5.1).
+    """Turn scores into weights: softmax(scale · scores), with masked scores at −∞ (sections 3.4.2 and 3.5.1).
 
     `mask` is a boolean array that broadcasts to the scores, True = may attend, or one of `jaxattn.masks`. `scale` is
     1 / √d for queries and keys of width d, the width of one head: it keeps the scores near unit variance.
@@ -75,11 +67,13 @@ def attention_weights(
     check_rank("scores", scores, 2, "T, S")
     wide = wide_type(scores.dtype)
     scores = scores.astype(wide) * jnp.asarray(as_scale(scale, wide), wide)
-    if mask is not None:
-        scores = jnp.where(materialize(mask, scores.shape), scores, -jnp.inf)
+    allowed = None if mask is None else materialize(mask, scores.shape)
+    lowest = float(jnp.finfo(wide).min)  # stands for −∞, which `jax_debug_infs` stops at
+    scores = scores if allowed is None else jnp.where(allowed, scores, lowest)
     # Subtracting the row's maximum changes no weight and keeps exp from overflowing. `initial` keeps it finite.
-    maximum = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(wide).min))
+    maximum = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=lowest))
     exponentials = jnp.exp(scores - maximum)
+    exponentials = exponentials if allowed is None else jnp.where(allowed, exponentials, 0)
     total = jnp.sum(exponentials, axis=-1)  # (..., T)
     # An einsum, because its derivative is one too: on a CPU, XLA is slow to sum a product that is not a matrix product.
     return jnp.einsum(

@@ -113,11 +113,8 @@ def ring_attention(
     heads, tokens = PartitionSpec(batch_axis, *rest, axis, head_axis), PartitionSpec(batch_axis, *rest, axis)
     specs = (heads, heads, heads, tokens, tokens)
     fixed = _Fixed(axis, mask, segment_ids is not None, factor, call.precision)
-    run: Any = jax.shard_map(
-        functools.partial(_ring, fixed), mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False
-    )
     sharded = [_sharded(array, mesh, spec) for array, spec in zip((*arrays, ids, key_ids), specs, strict=True)]
-    return run(*sharded).reshape(*batch, T, H, value.shape[-1]).astype(call.query.dtype)
+    return _run(fixed, mesh, specs, *sharded).reshape(*batch, T, H, value.shape[-1]).astype(call.query.dtype)
 
 
 def _as_ids(name: str, ids: Any, shape: tuple[int, ...]) -> Array:
@@ -132,6 +129,12 @@ def _sharded(array: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
     """Shard an array over the mesh; only a mesh with explicit axes needs that."""
     explicit = AxisType.Explicit in mesh.axis_types
     return jax.reshard(array, NamedSharding(mesh, spec)) if explicit else array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(fixed: _Fixed, mesh: Mesh, specs: tuple[PartitionSpec, ...], *arrays: Array) -> Array:
+    ring: Any = functools.partial(_ring, fixed)
+    return jax.shard_map(ring, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -150,9 +153,9 @@ def _forward(fixed: _Fixed, query: Array, key: Array, value: Array, ids: Array, 
 
     *batch, T, H, _ = query.shape
     start = jnp.zeros((*batch, T, H, value.shape[-1]), query.dtype), LogSumExp.of_no_key((*batch, H, T), query.dtype)
-    steps = jnp.arange(lax.axis_size(fixed.axis))
+    steps = jnp.arange(lax.axis_size(fixed.axis), dtype=jnp.int32)
     (_, context, lse), _ = lax.scan(step, ((key, value, key_ids), *start), steps)
-    return context, (query, key, value, ids, key_ids, context, lse)
+    return context, (query, key, value, ids, key_ids, context, lse.finite())
 
 
 def _backward(fixed: _Fixed, residuals: Any, gradient: Array) -> Any:
@@ -166,7 +169,7 @@ def _backward(fixed: _Fixed, residuals: Any, gradient: Array) -> Any:
         return (_passed_on(fixed.axis, travellers), of_query + part.query), None
 
     travellers = key, value, key_ids, jnp.zeros_like(key), jnp.zeros_like(value)
-    steps = jnp.arange(lax.axis_size(fixed.axis))
+    steps = jnp.arange(lax.axis_size(fixed.axis), dtype=jnp.int32)
     (travellers, of_query), _ = lax.scan(step, (travellers, jnp.zeros_like(query)), steps)
     return of_query, *travellers[3:], None, None
 

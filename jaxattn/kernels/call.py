@@ -16,16 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxattn.checks import (
-    as_floating,
-    as_scale,
-    broadcasts,
-    check_equal_dtypes,
-    check_key,
-    check_rank,
-    check_rate,
-    wide_type,
-)
+from jaxattn.checks import as_floating, as_scale, broadcasts, check_dtypes, check_key, check_rank, check_rate, wide_type
 from jaxattn.kernels.platforms import platform_of
 from jaxattn.masks import Band, Leaf, Mask, as_mask, check_arrays, check_mask_shape
 from jaxattn.random_bits import draw_bits, drop
@@ -85,6 +76,15 @@ class AttentionCall:
             return contextlib.nullcontext()
         return jax.default_matmul_precision(self.precision)
 
+    def with_mask(self, logits: Array) -> tuple[Array, Array | None]:
+        """Return logits `(B, H, T, S)` and the mask, both of one shape."""
+        if self.mask is None:
+            return logits, None
+        T, S, _, _ = self.sizes
+        allowed = self.mask.allows(jnp.arange(T)[:, None], jnp.arange(S)[None, :])
+        logits, allowed = jnp.broadcast_arrays(logits, allowed)
+        return logits, allowed
+
     def dropped(self, weights: Array) -> Array:
         """Apply dropout to weights `(B, H, T, S)`, or to their gradients."""
         return drop(weights, self.dropout_rate, self.row_bits, self.column_bits)
@@ -135,7 +135,7 @@ def checked_call(
     """
     query, key, value = as_floating("query", query), as_floating("key", key), as_floating("value", value)
     _check_shapes(query, key, value)
-    check_equal_dtypes(query=query, key=key, value=value)
+    check_dtypes(query=query, key=key, value=value)
     rate = check_rate(dropout_rate)
     (*batch, T, H, D), S = query.shape, key.shape[-3]
     scores, wide = (*batch, H, T, S), wide_type(query.dtype)

@@ -40,7 +40,7 @@ def attend(call: AttentionCall) -> Steps:
         # A scale that is an array has widened the query.
         scores = attention_scores(query, key.astype(query.dtype))  # (..., K, G, T, S)
         scores = scores.reshape(*scores.shape[:-4], H, T, S)
-        weights = attention_weights(masked(call, logits(call, scores)))
+        weights = attention_weights(*call.with_mask(logits(call, scores)))
         kept_weights = call.dropped(weights)
         grouped = kept_weights.reshape(*kept_weights.shape[:-3], K, G, T, S)
         context = jnp.moveaxis(context_vectors(grouped, value), -2, -4)  # (..., T, K, G, D_v)
@@ -54,7 +54,5 @@ def logits(call: AttentionCall, scores: Array) -> Array:
 
 def masked(call: AttentionCall, logits: Array) -> Array:
     """Put -inf where the mask says no."""
-    T, S, _, _ = call.sizes
-    if call.mask is None:
-        return logits
-    return jnp.where(call.mask.allows(jnp.arange(T)[:, None], jnp.arange(S)[None, :]), logits, -jnp.inf)
+    logits, allowed = call.with_mask(logits)
+    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)

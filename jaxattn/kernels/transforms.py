@@ -114,7 +114,7 @@ def _forward(call: AttentionCall) -> tuple[Array, Any]:
     query, key, value = _first_derivative_only(call.query, call.key, call.value)
     call = dataclasses.replace(call, query=query, key=key, value=value)
     context, lse = map_as_batch(forward, call)
-    return context, (call, context, lse)
+    return context, (call, context, lse.finite())
 
 
 def _backward(residuals: Any, gradient: Array) -> tuple[AttentionCall]:

@@ -1,0 +1,113 @@
+"""The settings of JAX that users turn on: results and gradients stay the same under each."""
+
+import contextlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import KERNELS, draw
+
+from jaxattn import (
+    AttentionLayer,
+    CausalAttention,
+    attention_weights,
+    dot_product_attention,
+    masks,
+    renormalized_weights,
+    ring_attention,
+)
+
+
+@contextlib.contextmanager
+def setting(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+CONTEXTS = {
+    "x64 flag": lambda: setting("jax_enable_x64", True),
+    "x64 context": lambda: jax.enable_x64(True),
+    "debug nans": lambda: jax.debug_nans(True),
+    "debug infs": lambda: jax.debug_infs(True),
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "disable jit": lambda: jax.disable_jit(),
+    "leak checks": lambda: jax.checking_leaks(),
+    "threefry": lambda: jax.threefry_partitionable(False),
+    "default device": lambda: jax.default_device(jax.devices("cpu")[-1]),
+    "device name": lambda: setting("jax_default_device", "cpu"),
+}
+X = draw(0, (2, 6, 8))[0]
+IDS, LENGTHS = jnp.array([[0, 0, 1, 1, 1, 2]] * 2), jnp.array([0, 5])  # an example of padding alone
+
+
+def of_kernel(implementation):
+    def run(x):
+        heads = x.reshape(2, 6, 2, 4)
+        # All kinds of masks; the first example may attend to nothing.
+        mask = masks.Causal() & masks.Segments(IDS) & masks.Lengths(LENGTHS)
+        mask &= masks.SlidingWindow(4) | (IDS == 0)[:, None, None, :]
+        options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(0)}
+        return dot_product_attention(heads, heads, heads, mask, implementation=implementation, **options)
+
+    return run
+
+
+def of_layer(layer):
+    variables = layer.init(jax.random.key(0), X)
+    return lambda x: layer.apply(variables, x, deterministic=False, dropout_key=jax.random.key(1))
+
+
+def of_weights(x):
+    scores, mask = x @ jnp.swapaxes(x, -2, -1), masks.Causal(-1)
+    return attention_weights(scores, mask) + renormalized_weights(scores, mask)
+
+
+def of_ring(x):
+    mesh = jax.make_mesh((1,), ("tokens",), devices=jax.devices("cpu")[-1:])
+    heads = x.reshape(2, 6, 2, 4)
+    return ring_attention(heads, heads, heads, masks.Causal(), mesh=mesh, axis="tokens", segment_ids=IDS)
+
+
+def of_decoding(x):
+    layer = AttentionLayer(2, 8, cache_length=6, rotary_base=100.0)
+    variables = {"params": LAYER_PARAMS}
+    outputs = []
+    for first in (0, 4):
+        output, cache = layer.apply(variables, x[:, first : first + 4], decode=True, mutable=["cache"])
+        outputs, variables = [*outputs, output], variables | cache
+    return jnp.concatenate(outputs, 1)
+
+
+LAYER_PARAMS = AttentionLayer(2, 8).init(jax.random.key(0), X)["params"]
+RUNS = {name: of_kernel(name) for name in sorted(set(KERNELS) - {"small"})} | {
+    "chosen": of_kernel(None),
+    "weights": of_weights,
+    "stage": of_layer(CausalAttention(4, 0.3)),
+    "layer": of_layer(AttentionLayer(2, 8, 0.3, rotary_base=100.0, num_kv_heads=1)),
+    "decoding": of_decoding,
+    "ring": of_ring,
+}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """What each gives without settings."""
+    return {name: jax.value_and_grad(lambda x, run=run: (run(x) ** 2).sum())(X) for name, run in RUNS.items()}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_results_and_gradients_are_the_same_in_every_context(context, run, expected):
+    with CONTEXTS[context]():
+        came = jax.value_and_grad(lambda x: (RUNS[run](x) ** 2).sum())(X)
+        forward = RUNS[run](X)
+    assert forward.dtype == came[1].dtype == X.dtype
+    if context == "threefry":  # draws other numbers
+        return
+    chex.assert_trees_all_close(came, expected[run], atol=2e-5)
