@@ -84,6 +84,16 @@ def test_huge_scores_give_no_nan(dtype, size):
         chex.assert_tree_all_finite(attention_weights(attention_scores(big, big)))
 
 
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_rows_are_divided_by_their_sums_in_full_precision_whatever_products_have(precision):
+    scores = jnp.zeros((2, 3))
+    with jax.default_matmul_precision(precision):
+        lowered = jax.jit(jax.grad(lambda s: attention_weights(s, masks.Causal()).sum())).lower(scores).as_text()
+        products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert products
+    assert all("[HIGHEST, HIGHEST]" in product for product in products)
+
+
 def test_weights_take_masks_as_values_and_as_arrays():
     scores = jax.random.normal(jax.random.key(0), (2, 3, 3))
     np.testing.assert_array_equal(
