@@ -45,7 +45,7 @@ def dot_product_attention(
     return_weights: bool = False,
     implementation: Implementation | None = None,
 ) -> Array | tuple[Array, Array]:
-    """Attend with all heads at once: each query averages the values under softmax(scale · query · key + bias).
+    """Attend with all heads at once: each query averages the values with weights softmax(scale · query · key + bias).
 
     A query that may attend to nothing gets 0. Scores, softmax and sums are in float32 or wider.
 
@@ -104,7 +104,8 @@ def dot_product_attention(
 def explain_implementation(*args: Any, **options: Any) -> str:
     """Say which kernel `dot_product_attention` would run with the same arguments, and why not the others.
 
-    The values of the arrays do not matter. The answer has one line for each kernel; the first is the one that runs.
+    The values of the arrays do not matter. The first line names the kernel that runs; each other line says why
+    another does not.
 
     Example:
         >>> import jax.numpy as jnp

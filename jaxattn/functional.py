@@ -7,7 +7,7 @@
     value    (..., S, d_v)    S value vectors, which are averaged
     scores   (..., T, S)      query · key, before scale and mask
     weights  (..., T, S)      each row sums to 1, or to 0 where the query may attend to nothing
-    context  (..., T, d_v)    each row is an average of the values under one row of weights
+    context  (..., T, d_v)    each row is an average of the values, weighted by one row of the weights
 
 Leading axes (batch, heads) are carried along. Scores and weights are in float32 or wider, whatever the inputs are: dot
 products in float16 overflow beyond 65504. All functions raise a `TypeError` for types and a `ValueError` for shapes
@@ -104,7 +104,7 @@ def renormalized_weights(
 def dropout(weights: Float[Array, "*shape"], rate: float, key: Array) -> Float[Array, "*shape"]:
     """Set each weight to 0 with probability `rate`, and scale the others by 1 / (1 - rate) (section 3.5.2).
 
-    The scaling keeps the mean of every weight, so a row sums to 1 on average only. The factor is not 1 / rate, which
+    The scaling keeps each weight's expectation, so a row sums to 1 only on average. The factor is not 1 / rate, which
     happens to be the same at the book's rate of 0.5. The same key drops the same entries (Srivastava et al. 2014,
     "Dropout").
 
@@ -122,7 +122,7 @@ def dropout(weights: Float[Array, "*shape"], rate: float, key: Array) -> Float[A
 def context_vectors(
     weights: Float[Array, "*batch T S"], value: Float[Array, "*batch S d_v"]
 ) -> Float[Array, "*batch T d_v"]:
-    """Average the values under the weights: weights · value, in the type of `value` (sections 3.3.1 and 3.4.1).
+    """Average the values, weighted by the weights: weights · value, in the type of `value` (sections 3.3.1 and 3.4.1).
 
     Example:
         >>> import jax.numpy as jnp

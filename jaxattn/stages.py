@@ -3,7 +3,7 @@
     1   SimpleSelfAttention         each token's context is an average of all tokens
     2   SelfAttention               new: query, key and value projections, scaled scores
     3   CausalAttention             new: a causal mask, and dropout on the weights
-    4a  MultiHeadAttentionWrapper   new: several heads, one after another
+    4a  MultiHeadAttentionWrapper   new: several heads, each computed on its own
     4b  MultiHeadAttention          new: all heads in one computation, and an output projection
 
 All modules are called in the same way, on one sequence or any batch:
@@ -12,7 +12,7 @@ All modules are called in the same way, on one sequence or any batch:
 
     x               (..., T, d_in)       token vectors
     deterministic   True                 dropout is off; False turns it on
-    dropout_key     None                 PRNG key for dropout; None takes the "dropout" stream, rngs={"dropout": key}
+    dropout_key     None                 PRNG key for dropout; None draws from the stream rngs={"dropout": key}
     return_weights  False                True returns (output, weights), the weights before dropout
     output          (..., T, features)   in the type of x
     weights         (..., T, T)          (..., num_heads, T, T) in stage 4

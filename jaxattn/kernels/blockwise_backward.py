@@ -7,7 +7,7 @@ them. With P the weights, P' the weights after dropout and dO the gradient of th
     dV = P'ᵀ dO    dP = dropout(dO Vᵀ)    delta = rowsum(dO ∘ O)    dS = P ∘ (dP − delta)    dQ = dS K    dK = dSᵀ Q
 
 Scores are transposed throughout, keys × queries. Then every product contracts the last axis of its first factor with
-the second last of its second, which is fastest.
+the second-to-last of its second, which is fastest.
 """
 
 import functools
@@ -72,7 +72,7 @@ def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Arra
 
 
 def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: LogSumExp, gradient: Array) -> _Operands:
-    """Pad all arrays to whole blocks, and lay those that are read by columns out for that."""
+    """Pad all arrays to whole blocks, and transpose those that are read by columns."""
     queries, keys = blocks.inner_count * blocks.inner, blocks.outer_count * blocks.outer  # padded to whole blocks
     delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
     gradient = pad_tokens(gradient, queries, axis=-3)

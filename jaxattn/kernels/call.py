@@ -129,7 +129,7 @@ def checked_call(
     dropout_shared: bool = False,
     precision: Any = None,
 ) -> AttentionCall:
-    """Check the arguments of `dot_product_attention`, and two that Flax's layers have besides.
+    """Check the arguments of `dot_product_attention`, and two more that Flax's layers take.
 
     `dropout_shared` drops the same entries in every head and example; `precision` is that of the matrix products.
     """

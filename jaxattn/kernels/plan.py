@@ -1,6 +1,6 @@
 """Which blocks are skipped: those in which the mask leaves no entry.
 
-A mask is tested by grains, a quarter of an inner block long, so that the inner blocks of an outer block can begin close
+A mask is tested in grains, each a quarter of an inner block, so that the inner blocks of an outer block can begin close
 to its band. For each outer block, the inner blocks are tested one by one, so masked blocks are skipped inside the range
 of a window with sinks or of packed documents too. The test is exact for positions (`Causal`, `SlidingWindow`,
 `Lengths`) and boolean arrays. For `Segments` it compares the ranges of ids, which is exact where ids are sorted. `&`
@@ -41,7 +41,7 @@ def plan_blocks(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Pl
     """Find the inner blocks in which any entry is unmasked. All others are skipped.
 
     The inner blocks of an outer block lie on a grid that depends on shapes and on the mask's band alone, not on what is
-    skipped. So neither does the order in which a row is summed.
+    skipped. Nor does the order in which a row is summed.
     """
     start = _grid_starts(call, blocks, outer_is_query)
     if call.mask is None:

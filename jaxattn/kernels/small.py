@@ -50,7 +50,7 @@ def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Arra
     key, value = (
         jnp.repeat(jnp.moveaxis(array.astype(call.wide), -3, -2), H // K, axis=-3) for array in (call.key, call.value)
     )
-    # The same steps as in forward, of the same arrays: in one program, the compiler computes them once.
+    # `forward` takes the same steps from the same arrays; in one program the compiler computes them once.
     weights = dense.attend(call).weights.astype(call.wide)
     with call.matmul_precision():
         of_value = jnp.matmul(call.dropped(weights).swapaxes(-1, -2), gradient)

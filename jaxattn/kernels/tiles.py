@@ -1,4 +1,4 @@
-"""Tiles: the parts of the arrays that one turn of a kernel's inner loop computes with.
+"""Tiles: the parts of the arrays that one iteration of a kernel's inner loop works on.
 
 In every array, an axis of 1 stands for all entries of that axis, in its tiles too.
 """

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxattn import assert_causal, dropout, masks
+from jaxattn.benchmark import cases as benchmark
 from jaxattn.kernels import blocks, choice, small
 
 
@@ -82,6 +83,16 @@ def test_context_and_gradients_equal_float64_written_out(kernel, batch, T, S, K,
         axes = tuple(range(len(batch))) + tuple(len(batch) + i for i in range(3) if bias.shape[i] == 1)
         error = np.abs(came_bias - of_scores.sum(axes).reshape(bias.shape)).max()
         assert error < tolerance * max(np.abs(of_scores).sum(axes).max(), scale)
+
+
+@pytest.mark.parametrize("mask", benchmark.MASKS)
+@pytest.mark.parametrize("keys", [None, 40])
+def test_what_the_benchmark_times_equals_float64(attend, mask, keys):
+    case = benchmark.Case(mask, B=2, T=24, H=3, D=4, window=5, keys=keys)
+    query, key, value, _ = benchmark.random_heads(case)
+    made = benchmark.make_mask(case)
+    array = None if made is None else made.array(case.T, case.S)
+    assert relative_error(attend(query, key, value, made), oracle.attend(query, key, value, array)[0]) < 4e-6
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])

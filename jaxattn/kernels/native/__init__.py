@@ -105,5 +105,5 @@ def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...
         batch=np.array(call.batch, np.int64),
         mask=np.array(code.operations, np.int64).ravel(),
     )
-    # Inside `jax.shard_map` the results vary as the arguments do, which a foreign call does not tell.
+    # Inside `jax.shard_map` the results vary as the arguments do, which JAX cannot infer for a foreign call.
     return vary_alike((run(*arrays, *extra, *code.arrays), arrays))[0]

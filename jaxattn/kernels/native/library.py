@@ -1,4 +1,4 @@
-"""The compiled library: where it lies, and why it is missing."""
+"""The compiled library: where it is, and why it is missing."""
 
 import ctypes
 import functools
