@@ -50,9 +50,10 @@ def dot_product_attention(
     A query that may attend to nothing gets 0. Scores, softmax and sums are in float32 or wider.
 
     Args:
-        query: H heads of width D.
-        key: K heads; K divides H, and each KV head serves H / K neighbouring query heads (grouped-query attention).
-        value: K heads of width D_v.
+        query: `(..., T, H, D)`: T queries, H heads of width D.
+        key: `(..., S, K, D)`: S keys, K KV heads, each for H / K neighbouring query heads. K = H is multi-head
+            attention, K = 1 multi-query attention, anything between grouped-query attention.
+        value: `(..., S, K, D_v)`.
         mask: which keys each query may attend to: one of `jaxattn.masks`, for all heads, or a boolean array that
             broadcasts to `(..., H, T, S)`, True = may attend. None masks nothing.
         scale: factor on the dot products; None is 1 / √D.
