@@ -12,6 +12,7 @@ from jaxattn.benchmark.machine import describe_machine
 from jaxattn.benchmark.measure import Comparison, Row, matmul_rate, measure
 from jaxattn.benchmark.memory import extra_memory
 from jaxattn.benchmark.options import check, parser
+from jaxattn.benchmark.peers import torch_matmul_rate
 from jaxattn.benchmark.plot import plot
 from jaxattn.benchmark.report import heading, line, markdown, write_json
 from jaxattn.benchmark.training import compare_training
@@ -32,11 +33,12 @@ def run(options: argparse.Namespace) -> int:
     check(options)
     if options.only == "training":
         use_all_cores()
-    machine, rate = describe_machine(), matmul_rate()
-    rows: list[Row] = []
-    report, title = {"machine": machine, "matmul_gflops": rate, "rows": rows}, ""
+    machine, rates = describe_machine(), matmul_rates(options.dtype)
+    rate, rows = max(rates.values()), list[Row]()
+    report, title = {"machine": machine, "matmul_gflops": rate, "matmul_rates": rates, "rows": rows}, ""
     say("  ".join(f"{name} {value}" for name, value in machine.items()))
-    say(f"float32 matrix products run at {rate:.0f} GFLOP/s")
+    for name, each in rates.items():
+        say(f"{options.dtype} matrix products run at {each:.0f} GFLOP/s in {name}")
     for row in measure_all(options):
         if "gflops" in row:
             row["of_matmul"] = row["gflops"] / rate
@@ -51,12 +53,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def matmul_rates(dtype: str) -> dict[str, float]:
+    """Measure the matrix products of XLA and, where it is installed, of PyTorch, in GFLOP/s; the best is the floor."""
+    of_torch = torch_matmul_rate(dtype)
+    return {"XLA": matmul_rate(dtype)} | ({} if of_torch is None else {"torch": of_torch})
+
+
 def measure_all(options: argparse.Namespace) -> Iterator[Row]:
     """Measure all comparisons, and with --memory attention's memory."""
     for comparison in comparisons(options):
         for row in measure(comparison, options.seconds):
             if options.memory and row["group"] == "attention":
-                case = Case(row["mask"], row["B"], row["T"], row["H"], row["D"], row["direction"] != "forward")
+                fields = {name: row[name] for name in ("mask", "B", "T", "H", "D", "dtype")}
+                case = Case(**fields, keys=options.keys, backward=row["direction"] != "forward")
                 row["bytes"] = extra_memory(row["name"], case)
             yield row
 
@@ -81,7 +90,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for direction in options.directions:
         for T in options.lengths:
             for B in options.batch_sizes or [32 if T <= 256 else 1]:
-                yield Case(options.masks[0], B, T, options.heads, options.head_width, direction != "forward")
+                case = Case(options.masks[0], B, T, options.heads, options.head_width, direction != "forward")
+                yield case._replace(keys=options.keys, dtype=options.dtype)
 
 
 def keep(options: argparse.Namespace, report: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from jaxattn.kernels.native import library
+
 
 def describe_machine() -> dict[str, Any]:
     """Name the device, its threads, and the versions of what is compared."""
@@ -16,6 +18,7 @@ def describe_machine() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "device": device.device_kind if device.platform != "cpu" else f"cpu ({_processor()})",
+        "instructions": library.instruction_set(),
         "threads": count_cores(),
         "python": platform.python_version(),
         **versions,

@@ -20,6 +20,7 @@ from jaxattn.kernels.call import Implementation
 from jaxattn.training.memory import total_memory
 
 GROUPS = ("attention", "stages", "decoding", "training")
+DTYPES = ("float32", "bfloat16", "float16")
 DIRECTIONS = ("forward", "forward+backward")
 
 
@@ -34,8 +35,10 @@ def parser() -> argparse.ArgumentParser:
     add("--heads", type=int, default=8, metavar="H", help="number of heads (default: 8)")
     add("--head-width", type=int, default=64, metavar="D", help="width of each head (default: 64)")
     add("--masks", choices=MASKS, nargs="+", default=["causal"], help="masks for attention alone (default: causal)")
-    add("--implementations", choices=kernels, nargs="+", default=["dense"], help="our kernels to time by name, beside "
-        "the one that is chosen (default: dense)")  # fmt: skip
+    add("--implementations", choices=kernels, nargs="+", default=["blockwise", "dense"], help="our kernels to time by "
+        "name, beside the one that is chosen (default: blockwise dense)")  # fmt: skip
+    add("--keys", type=int, metavar="S", help="keys, for attention alone, where there are not as many as queries")
+    add("--dtype", choices=DTYPES, default="float32", help="of attention alone (default: float32)")
     add("--directions", choices=DIRECTIONS, nargs="+", default=DIRECTIONS, help="(default: both)")
     add("--seconds", type=float, default=2.0, metavar="S", help="for each comparison, at least 3 rounds (default: 2)")
     add("--memory", action="store_true", help="measure each candidate's peak memory too, each in its own process")
@@ -51,6 +54,8 @@ def check(options: argparse.Namespace) -> None:
     for name, numbers in (lists | {"--heads": [options.heads], "--head-width": [options.head_width]}).items():
         for number in numbers:
             check_number(name, number, 1)
+    if options.keys is not None:  # fewer keys than queries would leave queries without any
+        check_number("--keys", options.keys, max(options.lengths))
     check_number("--seconds", options.seconds, 0, 24 * 60 * 60)
     files = {name: getattr(options, name) for name in ("json", "markdown", "plot") if getattr(options, name)}
     for name, file in files.items():
@@ -67,7 +72,7 @@ def _check_memory(options: argparse.Namespace) -> None:
     """Check that query, key, value and output of the largest case are in memory together."""
     sizes = [(max(options.batch_sizes or [32 if T <= 256 else 1]), T) for T in options.lengths]
     B, T = max(sizes, key=lambda size: size[0] * size[1])
-    needed = 4 * 4 * B * T * options.heads * options.head_width
+    needed = 4 * 4 * B * max(T, options.keys or 0) * options.heads * options.head_width
     if needed > total_memory():
         raise ValueError(
             f"B={B} T={T} H={options.heads} D={options.head_width} needs {needed / 1e9:,.0f} GB of memory, but there "
