@@ -323,7 +323,7 @@ def test_keys_beyond_the_filled_part_of_the_cache_are_not_read():
     variables = layer.init(jax.random.key(0), x)
     _, cache = layer.apply(variables, x, decode=True, mutable=["cache"])
     expected, _ = layer.apply(variables | cache, x, decode=True, mutable=["cache"])
-    poisoned = {name: cache["cache"][name].at[:, 1024:].set(jnp.nan) for name in ("key", "value")}
+    poisoned = {name: cache["cache"][name].at[:, 2048:].set(jnp.nan) for name in ("key", "value")}
     cache = {"cache": cache["cache"] | poisoned}
     actual, _ = layer.apply(variables | cache, x, decode=True, mutable=["cache"])
     np.testing.assert_array_equal(actual, expected)
