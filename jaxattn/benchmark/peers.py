@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxattn.benchmark.cases import Case, make_mask, random_heads
 from jaxattn.benchmark.machine import count_cores, is_installed
-from jaxattn.benchmark.measure import Candidate, interleaved_medians
+from jaxattn.benchmark.measure import Candidate, interleaved_medians, matmul_size
 from jaxattn.extras import require
 
 PEERS = ("jax.nn", "flax.linen", "flax.nnx", "equinox", "tokamax", "torch")
@@ -74,12 +74,13 @@ def torch_candidate(case: Case) -> Candidate:
     return Candidate("torch", run, compared)
 
 
-def torch_matmul_rate(dtype: str, size: int = 2048) -> float | None:
+def torch_matmul_rate(dtype: str) -> float | None:
     """Measure PyTorch's matrix products in GFLOP/s, where it is installed."""
     if not is_installed("torch"):
         return None
     torch = require("torch", extra="torch")
     torch.set_num_threads(count_cores())
+    size = matmul_size(dtype)
     matrix = torch.ones(size, size, dtype=getattr(torch, dtype))
     seconds = interleaved_medians([Candidate("matmul", lambda: matrix @ matrix)], 1.0)["matmul"]
     return 2 * size**3 / seconds / 1e9
