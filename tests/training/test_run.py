@@ -189,6 +189,7 @@ def test_a_finished_run_is_resumed_to_more_steps_and_says_how_the_learning_rate_
     assert f"train --out {tmp_path} --resume --steps 18 trains on" in said
 
 
+@pytest.mark.slow
 def test_with_64_bits_a_run_saves_its_checkpoints_and_resumes(small, tmp_path):
     jax.config.update("jax_enable_x64", True)
     try:
@@ -288,6 +289,7 @@ def test_a_run_trains_on_tokens_of_a_learned_or_given_tokenizer(small, tmp_path)
     assert Run(saved_config(own.out), resume=LAST).train().after == outcome.after
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_of_one(text):
     program = f"""
         import json
@@ -334,6 +336,7 @@ def test_two_processes_train_together_and_one_resumes(small, tmp_path):
     assert losses[LAST].held_out == pytest.approx(losses[None].held_out, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path):
     """With a sparse file of two gigabytes."""
     program = """
