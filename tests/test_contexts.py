@@ -49,14 +49,14 @@ X = draw(0, (2, 6, 8))[0]
 IDS, LENGTHS = jnp.array([[0, 0, 1, 1, 1, 2]] * 2), jnp.array([0, 5])  # an example of padding alone
 
 
-def of_kernel(implementation):
+def of_kernel(attend):
     def run(x):
         heads = x.reshape(2, 6, 2, 4)
         # All kinds of masks; the first example may attend to nothing.
         mask = masks.Causal() & masks.Segments(IDS) & masks.Lengths(LENGTHS)
         mask &= masks.SlidingWindow(4) | (IDS == 0)[:, None, None, :]
         options = {"dropout_rate": 0.3, "dropout_key": jax.random.key(0)}
-        return dot_product_attention(heads, heads, heads, mask, implementation=implementation, **options)
+        return attend(heads, heads, heads, mask, **options)
 
     return run
 
@@ -77,8 +77,8 @@ def of_ring(x):
     return ring_attention(heads, heads, heads, masks.Causal(), mesh=mesh, axis="tokens", segment_ids=IDS)
 
 
-RUNS = {name: of_kernel(name) for name in sorted(set(KERNELS) - {"small"})} | {
-    "chosen": of_kernel(None),
+RUNS = {name: of_kernel(attend) for name, attend in KERNELS.items()} | {
+    "chosen": of_kernel(dot_product_attention),
     "weights": of_weights,
     "stage": of_layer(CausalAttention(4, 0.3)),
     "layer": of_layer(AttentionLayer(2, 8, 0.3, rotary_base=100.0, num_kv_heads=1)),

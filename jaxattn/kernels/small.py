@@ -33,7 +33,7 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     """Return the context `(B, T, H, D_v)` and the logsumexp of each query's scores `(B, H, T)`."""
     steps = dense.attend(call)
     # In units of `softmax.py`: without a bias, the scale comes later.
-    scores = steps.scores * np.sign(call.scale) if call.bias is None else dense.logits(call, steps.scores)
+    scores = steps.scores * float(np.sign(call.scale)) if call.bias is None else dense.logits(call, steps.scores)
     scores = dense.masked(call, scores)
     largest = scores.max(-1, initial=float(jnp.finfo(call.wide).min))
     total = exponentials(call, scores, largest[..., None]).sum(-1)
