@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from jaxattn.checks import as_integers, as_scale, broadcasts
+from jaxattn.checks import as_integers, broadcasts
 from jaxattn.kernels.call import AttentionCall, checked_call
 from jaxattn.kernels.softmax import LogSumExp, join
 from jaxattn.kernels.transforms import backward, forward, map_as_batch
@@ -52,7 +52,7 @@ def ring_attention(
     head_axis: str | None = None,
     segment_ids: Int[Array, "*batch T"] | None = None,
     key_segment_ids: Int[Array, "*batch T"] | None = None,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     precision: Any = None,
 ) -> Float[Array, "*batch T H D_v"]:
     """Compute exact attention with the tokens of one sequence sharded over a mesh axis.
@@ -91,12 +91,12 @@ def ring_attention(
     References:
         Liu et al. 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
     """
-    call = checked_call(query, key, value, precision=precision)
+    call = checked_call(query, key, value, scale=scale, precision=precision)
     _check_mesh(call.query, call.key, mask, mesh, axis, batch_axis, head_axis)
-    factor = call.scale if scale is None else as_scale(scale, call.wide)
-    if not isinstance(factor, float):
-        raise TypeError(f"scale is {scale!r}, but must be a plain number here: multiply the query by it instead")
     *batch, T, H, _ = call.query.shape
+    shape = (*batch, T, H, call.value.shape[-1])
+    if 0 in shape:
+        return jnp.zeros(shape, call.value.dtype)
     first = tuple(batch) or (1,)
     # (..., T, H, D) -> (B, ..., T, H, D)
     arrays = [
@@ -112,9 +112,9 @@ def ring_attention(
     rest = (None,) * (len(first) - 1)
     heads, tokens = PartitionSpec(batch_axis, *rest, axis, head_axis), PartitionSpec(batch_axis, *rest, axis)
     specs = (heads, heads, heads, tokens, tokens)
-    fixed = _Fixed(axis, mask, segment_ids is not None, factor, call.precision)
+    fixed = _Fixed(axis, mask, segment_ids is not None, call.scale, call.precision)
     sharded = [_sharded(array, mesh, spec) for array, spec in zip((*arrays, ids, key_ids), specs, strict=True)]
-    return _run(fixed, mesh, specs, *sharded).reshape(*batch, T, H, value.shape[-1]).astype(call.query.dtype)
+    return _run(fixed, mesh, specs, *sharded).reshape(shape).astype(call.value.dtype)
 
 
 def _as_ids(name: str, ids: Any, shape: tuple[int, ...]) -> Array:

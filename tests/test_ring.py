@@ -73,8 +73,24 @@ def test_bad_input_of_a_ring_is_named(options, error, words):
         RING(heads, heads, heads, **options)
 
 
-def test_a_ring_takes_a_scale_of_any_type_that_is_a_plain_number():
+def test_a_ring_takes_a_scale_of_any_type_and_differentiates_it():
     query, key, value = draw(0, *[(1, 6, 2, 4)] * 3)
     expected = dot_product_attention(query, key, value, scale=2.0)
-    for scale in (2, 2.0, np.float32(2), np.int64(2)):
+    for scale in (2, 2.0, np.float32(2), np.int64(2), np.array(2.0), jnp.array(2.0)):
         chex.assert_trees_all_close(RING(query, key, value, scale=scale), expected, atol=2e-6)
+    half = [array.astype(jnp.bfloat16) for array in (query, key, value)]
+    assert RING(*half, scale=jnp.array(2.0)).dtype == jnp.bfloat16
+    came, right = (
+        jax.grad(lambda scale, f=f: (f(query, key, value, scale=scale) ** 2).sum())(jnp.array(0.7))
+        for f in (RING, dot_product_attention)
+    )
+    chex.assert_trees_all_close(came, right, rtol=1e-4)
+
+
+@pytest.mark.parametrize("empty", [{"B": 0}, {"T": 0}, {"H": 0, "K": 0}, {"H": 0}, {"D": 0}, {"D_v": 0}])
+def test_a_size_of_zero_gives_what_is_left_with_gradients(empty):
+    B, T, H, K, D, D_v = ({"B": 2, "T": 6, "H": 4, "K": 2, "D": 3, "D_v": 5} | empty).values()
+    arrays = draw(0, (B, T, H, D), (B, T, K, D), (B, T, K, D_v))
+    context, vjp = jax.vjp(lambda *arrays: RING(*arrays, masks.Causal()), *arrays)
+    expected, expected_vjp = jax.vjp(lambda *arrays: dot_product_attention(*arrays, masks.Causal()), *arrays)
+    chex.assert_trees_all_close((context, vjp(context)), (expected, expected_vjp(expected)), atol=2e-6)
