@@ -31,7 +31,11 @@ __all__ = ["backward", "forward", "unsupported"]
 
 def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel cannot compute the call, or None."""
-    return "does not store the weights that return_weights asks for" if call.return_weights else None
+    if call.return_weights:
+        return "does not store the weights that return_weights asks for"
+    if not all(isinstance(n, int) for n in call.sizes):
+        return "needs numbers of tokens and heads that are known, which an export leaves open here"
+    return None
 
 
 def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:

@@ -145,6 +145,8 @@ def test_an_export_may_leave_the_number_of_tokens_open():
     exported = export.export(jax.jit(lambda q: dot_product_attention(q, q, q, masks.Causal())))(shape)
     (query,) = draw(0, (2, 30, 2, 4))
     chex.assert_trees_all_close(exported.call(query), KERNELS["dense"](query, query, query, masks.Causal()), atol=1e-6)
+    with pytest.raises(ValueError, match="blockwise' needs numbers of tokens"):
+        export.export(jax.jit(lambda q: KERNELS["blockwise"](q, q, q)))(shape)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "default"])
