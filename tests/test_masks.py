@@ -121,6 +121,7 @@ def attend(mask):
     [
         (lambda: masks.Causal() & jnp.ones((3, 3)), TypeError, "mask has dtype float32.*boolean"),
         (lambda: masks.SlidingWindow(0), ValueError, "size=0"),
+        (lambda: masks.SlidingWindow(True), ValueError, "size=True"),
         (lambda: masks.Lengths(jnp.ones(2)).array(3, 3), TypeError, "lengths has dtype float32"),
         (lambda: masks.Segments(jnp.zeros(4, int)).array(3, 3), ValueError, r"ids has shape \(4,\).*3"),
         (lambda: masks.Segments(jnp.zeros(3, int)).array(3, 4), ValueError, "key_ids"),
@@ -134,6 +135,8 @@ def attend(mask):
             r"\(2, 3, 3\).*\(5, 3, 3\)",
         ),
         (lambda: attention_weights(HEADS, PADDING), ValueError, r"write mask\[:, None, None, :\]"),
+        (lambda: attention_weights(HEADS[0], PADDING), ValueError, r"write mask\[:, None, :\]"),
+        (lambda: attention_weights(HEADS[0, 0], PADDING[0, :2]), ValueError, "give both the same batch"),
         (lambda: attend(PADDING), ValueError, r"\(2, 4\).*write mask\[:, None, None, :\]"),
         (lambda: attend(masks.Causal() & PADDING), ValueError, r"\(2, 4\).*write mask\[:, None, None, :\]"),
         (lambda: attend(masks.Causal() | jnp.ones((5, 3, 3), bool)), ValueError, r"\(5, 3, 3\).*write mask\[:, None\]"),

@@ -102,7 +102,7 @@ class SlidingWindow(Mask):
     offset: Leaf = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int | np.integer) or self.size < 1:
+        if isinstance(self.size, bool) or not isinstance(self.size, int | np.integer) or self.size < 1:
             raise ValueError(
                 f"size={self.size!r} must be an integer of at least 1 (each query attends to itself alone): write "
                 "SlidingWindow(256)"

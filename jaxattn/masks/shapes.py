@@ -32,8 +32,8 @@ def check_mask_shape(shape: tuple[int, ...], scores: tuple[int, ...]) -> None:
     if broadcasts(shape, scores):
         return
     advice = "give both the same batch and the same heads, or 1 of them"
-    if len(shape) <= 2:
-        advice = "write mask[:, None, None, :] for a padding mask (batch, S)"
+    if len(shape) <= 2 < len(scores):
+        advice = f"write mask[:, {'None, ' * (len(scores) - 2)}:] for a padding mask (batch, S)"
     elif len(shape) == 3:
         advice = "write mask[:, None] to put a heads axis into a mask (batch, T, S)"
     raise ValueError(
