@@ -50,10 +50,10 @@ def assert_causal(
     x = as_floating("x", x)
     T = x.shape[axis]
     output = jax.eval_shape(function, x)
-    if T < 2 or output.ndim < abs(axis) or output.shape[axis] != T:
+    if T < 2 or output.ndim < abs(axis) or output.shape[axis] != T or 0 in (*x.shape, *output.shape):
         raise ValueError(
             f"x has shape {x.shape} and the output {output.shape}: on axis {axis} both must have the same number of "
-            "tokens, two or more; write axis=-2 for (..., T, d)"
+            "tokens, two or more, and no other axis may be empty; write axis=-2 for (..., T, d)"
         )
     _assert_no_gradient(function, x, axis)
     _assert_no_change(function, x, axis, tolerance)

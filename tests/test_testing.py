@@ -36,6 +36,8 @@ def test_it_finds_what_cancels_in_a_sum():
         (lambda x: x[:2], jnp.ones((3, 2)), ValueError, r"the output \(2, 2\)"),
         (lambda x: x.sum(), jnp.ones((3, 2)), ValueError, r"the output \(\)"),
         (lambda x: x, jnp.ones((1, 2)), ValueError, "two or more"),
+        (lambda x: x, jnp.ones((3, 0)), ValueError, "no other axis may be empty"),
+        (lambda x: x[:, :0], jnp.ones((3, 2)), ValueError, "no other axis may be empty"),
     ],
 )
 def test_bad_input_is_named(function, x, error, words):
