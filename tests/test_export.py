@@ -4,10 +4,12 @@ from importlib.util import find_spec
 
 import chex
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import pytest
 from cases import draw
 from jax import export
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxattn import (
     AttentionLayer,
@@ -70,3 +72,29 @@ def test_layers_are_exported_for_any_batch(layer):
     x = X[:, :9, 0]
     variables = layer.init(jax.random.key(0), x)
     check_for_any_batch(lambda x: layer.apply(variables, x), x)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_the_persistent_compilation_cache_is_hit(implementation, tmp_path):
+    events = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[-1]))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        compilation_cache.reset_cache()
+        counts = []
+        for _ in range(2):
+            jax.clear_caches()
+            events.clear()
+            # A new function each time, as in a new process.
+            attend = lambda x: dot_product_attention(x, x, x, masks.Causal(), implementation=implementation)  # noqa: E731
+            jax.block_until_ready(jax.jit(jax.grad(lambda x, f=attend: (f(x) ** 2).sum()))(X))
+            counts.append((events.count("cache_hits"), events.count("cache_misses")))
+        (_, first_misses), (hits, misses) = counts
+        assert first_misses > 0
+        assert hits == first_misses
+        assert misses == 0
+    finally:
+        jax.monitoring.clear_event_listeners()
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
