@@ -73,6 +73,13 @@ def test_all_widths_blocks_and_types_equal_float64(sizes, heads, widths, kind, b
 
 
 @needs_library
+def test_a_rate_that_drops_nothing_changes_nothing():
+    query, key, value, _, mask = random_call(0)
+    came = attend(query, key, value, mask, dropout_rate=1e-12, dropout_key=jax.random.key(0))
+    chex.assert_trees_all_close(came, dense(query, key, value, mask), atol=1e-5)
+
+
+@needs_library
 @pytest.mark.parametrize("T", [1, 4, 300])
 def test_not_a_number_and_infinity_spread_as_in_dense(T):
     query, key, value, _, mask = random_call(0, T=T, kind="causal")

@@ -90,8 +90,9 @@ def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...
     code = encode_mask(call.mask)
     assert code is not None
     extra = [] if call.bias is None else [call.bias.astype(jnp.float32)]
-    dropped = call.row_bits is not None and call.dropout_rate > 0
-    if dropped:
+    # A rate may be too small to drop anything; the library reads 0 as no dropout, and then takes no bits.
+    drop_below = drop_threshold(call.dropout_rate)
+    if drop_below:
         extra += [call.row_bits, call.column_bits]
     run = functools.partial(
         jax.ffi.ffi_call(name, results),
@@ -100,7 +101,7 @@ def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...
         query_factor=np.float32(call.scale),
         key_factor=np.float32(call.scale if call.bias is not None else abs(call.scale)),  # the query has its sign
         keep_factor=np.float32(1 / (1 - call.dropout_rate)),
-        drop_below=np.int64(drop_threshold(call.dropout_rate) if dropped else 0),
+        drop_below=np.int64(drop_below),
         has_bias=np.int64(call.bias is not None),
         batch=np.array(call.batch, np.int64),
         mask=np.array(code.operations, np.int64).ravel(),
