@@ -145,7 +145,8 @@ def test_ids_of_64_bits_are_compared_whole():
     with jax.enable_x64(True):
         query, key, value = draw(0, *[(300, 2, 16)] * 3)
         ids = jnp.where(jnp.arange(300) < 150, 1, 1 + 2**32)
-        for mask in (masks.Segments(ids), masks.Lengths(jnp.asarray(2**40)), masks.Causal(jnp.asarray(-(2**40)))):
+        positions = masks.Lengths(jnp.asarray(2**40)), masks.Causal(jnp.asarray(-(2**40))), masks.SlidingWindow(2**70)
+        for mask in (masks.Segments(ids), *positions):
             chex.assert_trees_all_close(attend(query, key, value, mask), dense(query, key, value, mask), atol=1e-5)
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxattn.kernels.call import AttentionCall, Gradients
-from jaxattn.kernels.native import library
-from jaxattn.kernels.native.mask_code import MAX_OPERATIONS, encode_mask
+from jaxattn.kernels.native import library, mask_code
 from jaxattn.kernels.platforms import device_count, on_one_device
 from jaxattn.kernels.softmax import LogSumExp, rate, signed_query
 from jaxattn.kernels.tiles import vary_alike
@@ -40,12 +39,7 @@ def unsupported(call: AttentionCall) -> str | None:
         return "needs sizes that are known"
     if len(call.batch) > 8:
         return f"takes up to 8 batch axes, not {len(call.batch)}"
-    code = encode_mask(call.mask)
-    if code is None:
-        return f"does not know the mask {type(call.mask).__name__}"
-    if len(code.operations) > MAX_OPERATIONS:
-        return f"takes masks of up to {MAX_OPERATIONS} parts, not {len(code.operations)}"
-    return None
+    return mask_code.unsupported(call.mask)
 
 
 def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
@@ -87,8 +81,7 @@ def _heads(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
 
 
 def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...]) -> Any:
-    code = encode_mask(call.mask)
-    assert code is not None
+    code = mask_code.encode_mask(call.mask)
     extra = [] if call.bias is None else [call.bias.astype(jnp.float32)]
     # A rate may be too small to drop anything; the library reads 0 as no dropout, and then takes no bits.
     drop_below = drop_threshold(call.dropout_rate)

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxattn import masks
+from jaxattn.masks.positions import FARTHEST
 
-MAX_OPERATIONS = 15
+# The library has room for twice as many operations: each part but the first adds itself and an `&` or `|`.
+MAX_PARTS = 8
 
 CAUSAL, WINDOW, LENGTHS, SEGMENTS, ARRAY, AND, OR = range(7)  # as in problem.h
 
@@ -19,43 +21,56 @@ class MaskCode(NamedTuple):
     arrays: list[Array]
 
 
-def encode_mask(mask: masks.Mask | None) -> MaskCode | None:
-    """Return the code of an expanded mask, or None where a part is of a kind that the library does not know."""
+def unsupported(mask: masks.Mask | None) -> str | None:
+    """Return why the library cannot read an expanded mask, or None; nothing is computed."""
+    parts = _parts(mask)
+    for part in parts:
+        if not isinstance(part, masks.Causal | masks.SlidingWindow | masks.Lengths | masks.Segments | masks.ArrayMask):
+            return f"does not know the mask {type(part).__name__}"
+    count = sum(2 if isinstance(part, masks.Segments) and _is_long(part.ids) else 1 for part in parts)
+    return f"takes masks of up to {MAX_PARTS} parts, not {count}" if count > MAX_PARTS else None
+
+
+def encode_mask(mask: masks.Mask | None) -> MaskCode:
+    """Return the code of a mask that is supported."""
     code = MaskCode([], [])
-    return code if mask is None or _append(code, mask) else None
+    if mask is not None:
+        _append(code, mask)
+    return code
 
 
-def _append(code: MaskCode, mask: masks.Mask) -> bool:
+def _parts(mask: masks.Mask | None) -> list[masks.Mask]:
+    if isinstance(mask, masks.And | masks.Or):
+        return _parts(mask.first) + _parts(mask.second)
+    return [] if mask is None else [mask]
+
+
+def _append(code: MaskCode, mask: masks.Mask) -> None:
     place = len(code.arrays)
     match mask:
         case masks.And() | masks.Or():
-            if not (_append(code, mask.first) and _append(code, mask.second)):
-                return False
+            _append(code, mask.first)
+            _append(code, mask.second)
             code.operations.append((AND if isinstance(mask, masks.And) else OR, 0, 0))
         case masks.Causal():
             code.operations.append((CAUSAL, place, 0))
-            code.arrays.append(_position(mask.offset))
+            code.arrays.append(mask.offset)
         case masks.SlidingWindow():
-            code.operations.append((WINDOW, place, mask.size))
-            code.arrays.append(_position(mask.offset))
+            code.operations.append((WINDOW, place, min(mask.size, FARTHEST)))
+            code.arrays.append(mask.offset)
         case masks.Lengths():
             code.operations.append((LENGTHS, place, 0))
-            code.arrays.append(_position(mask.lengths))
+            code.arrays.append(mask.lengths)
         case masks.Segments():
             _append_segments(code, mask.ids, mask.key_ids)
         case masks.ArrayMask():
             code.operations.append((ARRAY, place, 0))
             code.arrays.append(mask.allowed)
-        case _:
-            return False
-    return True
 
 
 def _append_segments(code: MaskCode, ids: Array, key_ids: Array) -> None:
     """Compare ids of 64 bits by halves, both of which must be equal."""
-    dtype = jnp.promote_types(ids.dtype, key_ids.dtype)
-    parts = zip(_halves(ids.astype(dtype)), _halves(key_ids.astype(dtype)), strict=True)
-    for count, (queries, keys) in enumerate(parts):
+    for count, (queries, keys) in enumerate(zip(_halves(ids), _halves(key_ids), strict=True)):
         code.operations.append((SEGMENTS, len(code.arrays), 0))
         code.operations.extend([(AND, 0, 0)] * min(count, 1))
         code.arrays.extend((queries, keys))
@@ -63,18 +78,11 @@ def _append_segments(code: MaskCode, ids: Array, key_ids: Array) -> None:
 
 def _halves(ids: Array) -> list[Array]:
     """Return the 32-bit parts of integers."""
-    if ids.dtype.itemsize < 8:
-        return [lax.bitcast_convert_type(ids, jnp.int32) if ids.dtype.itemsize == 4 else ids.astype(jnp.int32)]
+    if ids.dtype.itemsize < 4:
+        return [ids.astype(jnp.int32)]
     parts = lax.bitcast_convert_type(ids, jnp.int32)
-    return [parts[..., 0], parts[..., 1]]
+    return [parts[..., 0], parts[..., 1]] if _is_long(ids) else [parts]
 
 
-def _position(number: Array) -> Array:
-    """Return positions as int32; those beyond its range mask the same keys as its ends."""
-    if number.dtype.itemsize < 4 or number.dtype == jnp.int32:
-        return number.astype(jnp.int32)
-    ends = jnp.iinfo(jnp.int32)
-    number = jnp.minimum(number, number.dtype.type(ends.max))
-    return (number if jnp.issubdtype(number.dtype, jnp.unsignedinteger) else jnp.maximum(number, ends.min)).astype(
-        jnp.int32
-    )
+def _is_long(ids: Array) -> bool:
+    return ids.dtype.itemsize == 8
