@@ -5,6 +5,7 @@
 // kind, its first array among the arguments after the others, and the size of a window.
 #include <cstdint>
 #include <exception>
+#include <initializer_list>
 #include <string>
 
 #include "run.h"
@@ -25,49 +26,29 @@ class FfiPool final : public Pool {
   ffi::ThreadPool pool_;
 };
 
-// Strides of an array whose axes are (batch..., head, row, column) or, for tokens, (batch..., row, head, column).
-Operand operand(const void* data, ffi::Span<const int64_t> shape, bool tokens_first) {
+// An array whose axes are those of the batch, and then these, whose strides are fields of an operand.
+Operand operand(const void* data, ffi::Span<const int64_t> shape, std::initializer_list<int64_t Operand::*> last_axes) {
   Operand array;
   array.data = static_cast<const char*>(data);
-  int rank = int(shape.size());
-  int64_t step = 1;
-  for (int axis = rank - 1; axis >= 0; --axis) {
-    int64_t stride = shape[axis] == 1 ? 0 : step;
-    step *= shape[axis];
-    int from_end = rank - 1 - axis;
-    if (from_end == 0) array.column = stride;
-    else if (from_end == (tokens_first ? 2 : 1)) array.row = stride;
-    else if (from_end == (tokens_first ? 1 : 2)) array.head = stride;
-    else array.batch[axis] = stride;
-  }
-  return array;
-}
-
-Operand tokens(const ffi::AnyBuffer& buffer) { return operand(buffer.untyped_data(), buffer.dimensions(), true); }
-Operand entries(const ffi::AnyBuffer& buffer) { return operand(buffer.untyped_data(), buffer.dimensions(), false); }
-
-// A number for each row (batch..., H, T).
-Operand rows(const ffi::AnyBuffer& buffer) {
-  auto shape = buffer.dimensions();
-  Operand array;
-  array.data = static_cast<const char*>(buffer.untyped_data());
+  int batch_rank = int(shape.size() - last_axes.size());
   int64_t step = 1;
   for (int axis = int(shape.size()) - 1; axis >= 0; --axis) {
-    int64_t stride = shape[axis] == 1 ? 0 : step;
+    int64_t& stride = axis < batch_rank ? array.batch[axis] : array.*last_axes.begin()[axis - batch_rank];
+    stride = shape[axis] == 1 ? 0 : step;
     step *= shape[axis];
-    int from_end = int(shape.size()) - 1 - axis;
-    if (from_end == 0) array.row = stride;
-    else if (from_end == 1) array.head = stride;
-    else array.batch[axis] = stride;
   }
   return array;
 }
 
-struct Attributes {
-  float rate, score_scale, query_factor, key_factor, keep_factor;
-  int64_t drop_below, has_bias;
-  ffi::Span<const int64_t> batch, mask;
-};
+Operand tokens(const ffi::AnyBuffer& buffer) {
+  return operand(buffer.untyped_data(), buffer.dimensions(), {&Operand::row, &Operand::head, &Operand::column});
+}
+Operand entries(const ffi::AnyBuffer& buffer) {
+  return operand(buffer.untyped_data(), buffer.dimensions(), {&Operand::head, &Operand::row, &Operand::column});
+}
+Operand rows(const ffi::AnyBuffer& buffer) {
+  return operand(buffer.untyped_data(), buffer.dimensions(), {&Operand::head, &Operand::row});
+}
 
 Type type_of(ffi::DataType type) {
   if (type == ffi::BF16) return Type::kBFloat16;
@@ -75,25 +56,28 @@ Type type_of(ffi::DataType type) {
 }
 
 // Read everything but the results; `first` is the first argument after those of fixed place.
-Problem problem_of(const ffi::RemainingArgs& args, size_t first, const Attributes& attributes) {
+Problem problem_of(const ffi::RemainingArgs& args, size_t first, const ffi::Dictionary& attributes) {
   auto buffer = [&](size_t i) { return args.get<ffi::AnyBuffer>(i).value(); };
+  auto number = [&](const char* name) { return attributes.get<float>(name).value(); };
+  auto batch = attributes.get<ffi::Span<const int64_t>>("batch").value();
+  auto mask = attributes.get<ffi::Span<const int64_t>>("mask").value();
   Problem p = {};
   auto query = buffer(0).dimensions(), key = buffer(1).dimensions(), value = buffer(2).dimensions();
   size_t rank = query.size();
   p.type = type_of(buffer(0).element_type());
-  p.batch_rank = int(attributes.batch.size()), p.B = 1;
-  for (int axis = 0; axis < p.batch_rank; ++axis) p.B *= p.batch_shape[axis] = attributes.batch[axis];
+  p.batch_rank = int(batch.size()), p.B = 1;
+  for (int axis = 0; axis < p.batch_rank; ++axis) p.B *= p.batch_shape[axis] = batch[axis];
   p.T = query[rank - 3], p.H = query[rank - 2], p.D = query[rank - 1];
   p.S = key[rank - 3], p.K = key[rank - 2], p.Dv = value[rank - 1];
   p.query = tokens(buffer(0)), p.key = tokens(buffer(1)), p.value = tokens(buffer(2));
-  p.rate = attributes.rate, p.score_scale = attributes.score_scale;
-  p.query_factor = attributes.query_factor, p.key_factor = attributes.key_factor;
-  p.keep_factor = attributes.keep_factor, p.drop_below = uint32_t(attributes.drop_below);
-  if (attributes.has_bias) p.bias = entries(buffer(first++));
+  p.rate = number("rate"), p.score_scale = number("score_scale");
+  p.query_factor = number("query_factor"), p.key_factor = number("key_factor");
+  p.keep_factor = number("keep_factor"), p.drop_below = uint32_t(attributes.get<int64_t>("drop_below").value());
+  if (attributes.get<int64_t>("has_bias").value()) p.bias = entries(buffer(first++));
   if (p.drop_below) p.row_bits = entries(buffer(first++)), p.column_bits = entries(buffer(first++));
-  p.mask_ops = int(attributes.mask.size() / 3), p.mask_is_range = true;
+  p.mask_ops = int(mask.size() / 3), p.mask_is_range = true;
   for (int i = 0; i < p.mask_ops; ++i) {
-    const int64_t* code = attributes.mask.begin() + 3 * i;
+    const int64_t* code = mask.begin() + 3 * i;
     MaskOp& op = p.mask[i];
     op.kind = MaskKind(code[0]), op.size = code[2];
     bool pair = op.kind == MaskKind::kAnd || op.kind == MaskKind::kOr;
@@ -127,28 +111,30 @@ T* result(const ffi::RemainingRets& results, size_t i) {
   return static_cast<T*>(results.get<ffi::AnyBuffer>(i).value()->untyped_data());
 }
 
-ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float rate, float score_scale, float query_factor, float key_factor, float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
-                   ffi::Span<const int64_t> mask) {
+ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results,
+                   ffi::Dictionary attributes) {
   return guarded([&] {
-    Problem p = problem_of(args, 3, {rate, score_scale, query_factor, key_factor, keep_factor, drop_below, has_bias, batch, mask});
+    Problem p = problem_of(args, 3, attributes);
     p.context = result<char>(results, 0), p.largest = result(results, 1), p.log_total = result(results, 2);
     FfiPool pool(threads);
     return run_forward(pool, p);
   });
 }
 
-void read_residuals(const ffi::RemainingArgs& args, Problem& p) {
+// The problem of a backward pass, with the residuals of the forward pass.
+Problem backward_problem_of(const ffi::RemainingArgs& args, const ffi::Dictionary& attributes) {
+  Problem p = problem_of(args, 7, attributes);
   p.context_in = tokens(args.get<ffi::AnyBuffer>(3).value());
   p.largest_in = rows(args.get<ffi::AnyBuffer>(4).value());
   p.log_total_in = rows(args.get<ffi::AnyBuffer>(5).value());
   p.gradient = tokens(args.get<ffi::AnyBuffer>(6).value());
+  return p;
 }
 
-ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float rate, float score_scale, float query_factor, float key_factor, float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
-                    ffi::Span<const int64_t> mask) {
+ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results,
+                    ffi::Dictionary attributes) {
   return guarded([&] {
-    Problem p = problem_of(args, 7, {rate, score_scale, query_factor, key_factor, keep_factor, drop_below, has_bias, batch, mask});
-    read_residuals(args, p);
+    Problem p = backward_problem_of(args, attributes);
     p.query_gradient = result<char>(results, 0), p.key_gradient = result<char>(results, 1);
     p.value_gradient = result<char>(results, 2);
     FfiPool pool(threads);
@@ -156,33 +142,18 @@ ffi::Error backward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remai
   });
 }
 
-ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results, float rate, float score_scale, float query_factor, float key_factor, float keep_factor, int64_t drop_below, int64_t has_bias, ffi::Span<const int64_t> batch,
-                         ffi::Span<const int64_t> mask) {
+ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::RemainingRets results,
+                         ffi::Dictionary attributes) {
   return guarded([&] {
-    Problem p = problem_of(args, 7, {rate, score_scale, query_factor, key_factor, keep_factor, drop_below, has_bias, batch, mask});
-    read_residuals(args, p);
+    Problem p = backward_problem_of(args, attributes);
     p.bias_gradient = result(results, 0);
-    auto shape = results.get<ffi::AnyBuffer>(0).value()->dimensions();
-    p.bias_gradient_strides = operand(nullptr, shape, false);
+    p.bias_gradient_strides = entries(*results.get<ffi::AnyBuffer>(0).value());
     FfiPool pool(threads);
     return run_bias(pool, p);
   });
 }
 
-#define JAXATTN_BINDING                     \
-  ffi::Ffi::Bind()                          \
-      .Ctx<ffi::ThreadPool>()               \
-      .RemainingArgs()                      \
-      .RemainingRets()                      \
-      .Attr<float>("rate")                  \
-      .Attr<float>("score_scale")           \
-      .Attr<float>("query_factor")          \
-      .Attr<float>("key_factor")            \
-      .Attr<float>("keep_factor")           \
-      .Attr<int64_t>("drop_below")          \
-      .Attr<int64_t>("has_bias")            \
-      .Attr<ffi::Span<const int64_t>>("batch") \
-      .Attr<ffi::Span<const int64_t>>("mask")
+#define JAXATTN_BINDING ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs()
 
 }  // namespace
 
