@@ -10,9 +10,6 @@
 
 namespace jaxattn::JAXATTN_ISA {
 
-constexpr int kKeyRows = 10 * kGroup;  // of a key block
-constexpr int kQueries = kRun;         // of a query block
-
 // One query head, and the gradients that are added up.
 struct BackwardHead {
   const Problem& p;
@@ -36,8 +33,7 @@ JAXATTN_INLINE bool needs_copy(const Problem& p, int64_t width) {
 inline size_t head_scratch(const Problem& p) {
   int64_t T = round_up(p.T, kPanel), D = round_up(p.D, VL), Dv = round_up(p.Dv, VL);
   int64_t copies = (needs_copy(p, p.D) ? D : 0) + (needs_copy(p, p.Dv) ? Dv : 0);
-  int64_t ranges = 2 * ceil_div(int64_t(sizeof(Range)) * (T / VL), 4);
-  return T * (p.D + p.Dv + 5) + (p.T + p.S) * copies + ranges + 2 * kKeyRows * kQueries + 16 * 16;
+  return T * (p.D + p.Dv + 5) + (p.T + p.S) * copies + 2 * floats_for<Range>(T / VL) + 2 * kKeyRows * kQueries + 16 * 16;
 }
 
 inline BackwardHead take_head(const Problem& p, Scratch& scratch, int64_t example, int64_t kv_head) {
@@ -46,11 +42,8 @@ inline BackwardHead take_head(const Problem& p, Scratch& scratch, int64_t exampl
   h.T = T;
   h.query_panels = scratch.take(T * p.D), h.gradient_panels = scratch.take(T * p.Dv);
   h.largest = scratch.take(T), h.log_total = scratch.take(T), h.delta = scratch.take(T);
-  h.first_key = reinterpret_cast<int32_t*>(scratch.take(T));
-  h.end_key = reinterpret_cast<int32_t*>(scratch.take(T));
-  int64_t ranges = ceil_div(int64_t(sizeof(Range)) * (T / VL), 4);
-  h.any_keys = reinterpret_cast<Range*>(scratch.take(ranges));
-  h.all_keys = reinterpret_cast<Range*>(scratch.take(ranges));
+  h.first_key = scratch.take_as<int32_t>(T), h.end_key = scratch.take_as<int32_t>(T);
+  h.any_keys = scratch.take_as<Range>(T / VL), h.all_keys = scratch.take_as<Range>(T / VL);
   int64_t D = needs_copy(p, p.D) ? round_up(p.D, VL) : 0, Dv = needs_copy(p, p.Dv) ? round_up(p.Dv, VL) : 0;
   h.key_copy = scratch.take(p.S * D), h.value_copy = scratch.take(p.S * Dv);
   h.query_copy = scratch.take(p.T * D), h.gradient_copy = scratch.take(p.T * Dv);

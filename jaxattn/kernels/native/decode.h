@@ -10,7 +10,7 @@ inline int64_t decode_tasks(const Problem& p) { return p.B * p.splits; }
 
 inline size_t decode_scratch(const Problem& p) {
   int64_t padded = round_up(p.Dv, VL);
-  int64_t views = ceil_div(int64_t(sizeof(MaskView)) * (p.H / p.K), 4);
+  int64_t views = floats_for<MaskView>(p.H / p.K);
   return kKeys * (round_up(p.D, VL) + padded) + kRows * (p.D + padded + kKeys) + views + 6 * 16;
 }
 
@@ -42,11 +42,7 @@ inline void decode_head(const ForwardHead& h, QueryBlock& block, Range keys, flo
   compute_few_scores(block, as_rows<Number>(key, p.key.row, n, p.D, key_copy), p.D, keys);
   for (int64_t r = 0; r < block.rows; ++r) update_softmax(h, block, r, keys, covered);
   Rows rows = as_rows<Number>(value + keys.begin * p.value.row, p.value.row, n, p.Dv, value_copy);
-  Range group = common(block.all_keys, keys);
-  int64_t skipped = group.begin - keys.begin;
-  for (int64_t r = 0; r < block.rows; r += kGroup)
-    multiply_add(least(kGroup, block.rows - r), group.end - group.begin, h.padded, block.scores + r * kKeys + skipped,
-                 kKeys, 1, rows.data + skipped * rows.stride, rows.stride, block.sums + r * h.padded, h.padded);
+  add_values(h, block, keys, rows);
 }
 
 template <class Number>
@@ -54,7 +50,7 @@ inline void decode_task(const Problem& p, int64_t task, float* memory) {
   Scratch scratch = {memory};
   int64_t example = task / p.splits, split = task % p.splits, G = p.H / p.K, padded = round_up(p.Dv, VL);
   Range keys = {split * kKeys, least((split + 1) * kKeys, p.S)};
-  auto* masks = reinterpret_cast<MaskView*>(scratch.take(ceil_div(int64_t(sizeof(MaskView)) * G, 4)));
+  auto* masks = scratch.take_as<MaskView>(G);
   float *key_copy = scratch.take(kKeys * round_up(p.D, VL)), *value_copy = scratch.take(kKeys * padded);
   QueryBlock block;
   block.first = 0, block.rows = forward_rows(p);
@@ -63,7 +59,7 @@ inline void decode_task(const Problem& p, int64_t task, float* memory) {
   BatchIndex b = batch_index(p, example);
   for (int64_t head = 0; head < p.K; ++head) {
     for (int64_t g = 0; g < G; ++g) masks[g] = mask_view(p, b, head * G + g);
-    ForwardHead h = {p, b, example, head, G, padded, nullptr, {}, masks, false, 0, 0, 0};
+    ForwardHead h = {p, b, example, head, G, padded, nullptr, {}, masks};
     decode_head<Number>(h, block, keys, key_copy, value_copy);
     for (int64_t r = 0; r < block.rows; ++r) {
       float* part = part_of(p, split, example, head * G + r % G, r / G);

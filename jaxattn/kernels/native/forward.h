@@ -9,8 +9,6 @@
 
 namespace jaxattn::JAXATTN_ISA {
 
-constexpr int kRows = 11 * kGroup;  // of a query block, at most
-constexpr int kKeys = 256;          // of a key block
 constexpr int64_t kPrefetched = 1 << 19;  // bytes of a head that are fetched ahead
 
 // The rows of a query block, and the softmax so far.
@@ -32,16 +30,15 @@ struct ForwardHead {
   Rows value;
   MaskView* masks;  // one for each of the G heads
   // Where the next task's arrays begin, if they are small enough to wait in the cache.
-  bool prefetch;
-  int64_t next_query, next_key, next_value;
+  bool prefetch = false;
+  int64_t next_query = 0, next_key = 0, next_value = 0;
 };
 
 JAXATTN_INLINE int64_t forward_rows(const Problem& p) { return p.T * (p.H / p.K); }
 
 inline size_t forward_scratch(const Problem& p) {
   int64_t S = round_up(p.S, kPanel), padded = round_up(p.Dv, VL);
-  int64_t views = ceil_div(int64_t(sizeof(MaskView)) * (p.H / p.K), 4);
-  return S * p.D + S * padded + kRows * (p.D + padded + kKeys) + views + 6 * 16;
+  return S * p.D + S * padded + kRows * (p.D + padded + kKeys) + floats_for<MaskView>(p.H / p.K) + 6 * 16;
 }
 
 inline int64_t forward_tasks(const Problem& p) { return p.B * p.K * p.splits; }
@@ -143,7 +140,8 @@ inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, R
   float* row = block.scores + r * kKeys;
   int64_t t = block.query_of[r], g = block.head_of[r];
   Range group = block.group_keys[r / kGroup];
-  Range keys = {most(block.keys[r].begin, tile.begin) - tile.begin, least(block.keys[r].end, tile.end) - tile.begin};
+  Range keys = common(block.keys[r], tile);
+  keys = {keys.begin - tile.begin, keys.end - tile.begin};
   // The vectors that hold the row's keys, and those that hold its group's.
   int64_t begin = keys.begin / VL * VL, end = round_up(keys.end, VL);
   int64_t group_begin = (most(group.begin, tile.begin) - tile.begin) / VL * VL;
@@ -176,13 +174,14 @@ inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, R
   if (h.p.drop_below) drop_row(h, t, g, tile.begin + begin, end - begin, row + begin);
 }
 
-inline void add_values(const ForwardHead& h, QueryBlock& block, Range tile) {
+// Add a tile's weighted values; `value` begins at the tile's first key.
+inline void add_values(const ForwardHead& h, QueryBlock& block, Range tile, Rows value) {
   for (int64_t i = 0; i * kGroup < block.rows; ++i) {
-    Range keys = {most(block.group_keys[i].begin, tile.begin), least(block.group_keys[i].end, tile.end)};
+    Range keys = common(block.group_keys[i], tile);
     if (keys.begin >= keys.end) continue;
-    int64_t r = i * kGroup, rows = least(kGroup, block.rows - r);
-    multiply_add(rows, keys.end - keys.begin, h.padded, block.scores + r * kKeys + keys.begin - tile.begin, kKeys, 1,
-                 h.value.data + keys.begin * h.value.stride, h.value.stride, block.sums + r * h.padded, h.padded);
+    int64_t r = i * kGroup, rows = least(kGroup, block.rows - r), skipped = keys.begin - tile.begin;
+    multiply_add(rows, keys.end - keys.begin, h.padded, block.scores + r * kKeys + skipped, kKeys, 1,
+                 value.data + skipped * value.stride, value.stride, block.sums + r * h.padded, h.padded);
   }
 }
 
@@ -239,7 +238,7 @@ inline void attend_block(const ForwardHead& h, QueryBlock& block) {
       if (overlap(block.group_keys[r / kGroup], tile)) update_softmax(h, block, r, tile, covered);
       if (first && h.prefetch) prefetch_next_head(h, block, r);
     }
-    add_values(h, block, tile);
+    add_values(h, block, tile, {h.value.data + s * h.value.stride, h.value.stride});
   }
   store_results<Number>(h, block);
 }
@@ -251,7 +250,7 @@ inline void forward_task(const Problem& p, int64_t task, float* memory) {
   int64_t G = p.H / p.K, padded = round_up(p.Dv, VL), S = round_up(p.S, kPanel);
   BatchIndex b = batch_index(p, example);
 
-  auto* masks = reinterpret_cast<MaskView*>(scratch.take(ceil_div(int64_t(sizeof(MaskView)) * G, 4)));
+  auto* masks = scratch.take_as<MaskView>(G);
   for (int64_t g = 0; g < G; ++g) masks[g] = mask_view(p, b, head * G + g);
   float* panels = scratch.take(S * p.D);
   const auto* key = elements<Number>(p.key, offset(p.key, b, p.batch_rank, head));
@@ -260,7 +259,7 @@ inline void forward_task(const Problem& p, int64_t task, float* memory) {
   const auto* value = elements<Number>(p.value, offset(p.value, b, p.batch_rank, head));
   Rows rows = as_rows<Number>(value, p.value.row, p.S, p.Dv, scratch.take(S * padded));
 
-  ForwardHead h = {p, b, example, head, G, padded, panels, rows, masks, false, 0, 0, 0};
+  ForwardHead h = {p, b, example, head, G, padded, panels, rows, masks};
   find_next_head(h);
   QueryBlock block;
   block.query = scratch.take(kRows * p.D), block.sums = scratch.take(kRows * padded);

@@ -5,7 +5,7 @@
 
 namespace jaxattn::JAXATTN_ISA {
 
-constexpr int kRun = 256;  // the most entries that are tested at once
+constexpr int kRun = kKeys > kQueries ? kKeys : kQueries;  // the most entries that are tested at once
 
 struct Range {
   int64_t begin, end;

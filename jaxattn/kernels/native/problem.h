@@ -17,6 +17,13 @@ namespace jaxattn {
 constexpr int kMaxBatchRank = 8;
 constexpr int kMaxMaskOps = 16;
 
+// The sizes of blocks, for all instruction sets, because tasks are counted by them.
+constexpr int kGroup = 12;            // rows that are skipped or computed together: one or two tiles of registers
+constexpr int kRows = 11 * kGroup;    // forward: of a query block, at most
+constexpr int kKeys = 256;            // forward: of a key block
+constexpr int kKeyRows = 10 * kGroup;  // backward: of a key block
+constexpr int kQueries = 256;         // backward: of a query block
+
 enum class Type { kFloat32, kBFloat16, kFloat16 };
 
 struct Operand {
@@ -59,7 +66,6 @@ struct Problem {
   char *query_gradient, *key_gradient, *value_gradient;
   float* bias_gradient;
   Operand bias_gradient_strides;
-  int mapped_axes;  // batch axes over which the gradient of the bias is not summed
   // How tasks share the work, by shapes alone: `splits` tasks for each example and KV head.
   int64_t splits;
   float* partial;  // (splits, B, H, ...): what the tasks of a split head add up

@@ -10,7 +10,7 @@ const Kernels& kernels_arm64();
 const Kernels& kernels_generic();
 
 const Kernels& kernels() {
-#if defined(__x86_64__) && !defined(JAXATTN_GENERIC)
+#if defined(__x86_64__)
   static const bool has_v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                              __builtin_cpu_supports("avx512vl");
@@ -30,7 +30,6 @@ namespace {
 constexpr int64_t kTasks = 16;
 // Up to this many rows a head, keys are not worth packing.
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kBlock = 132, kDecodeKeys = 256;
 
 using Task = void (*)(const Problem&, int64_t, float*);
 
@@ -64,10 +63,10 @@ bool run_forward(Pool& pool, Problem& p) {
   const Kernels& k = kernels();
   int64_t rows = p.T * (p.H / p.K);
   if (rows > kFewRows) {
-    p.splits = splits_of(p, ceil_div(rows, kBlock));
+    p.splits = splits_of(p, ceil_div(rows, kRows));
     return run(pool, p, k.forward_tasks(p), k.forward_scratch(p), k.forward);
   }
-  p.splits = ceil_div(p.S, kDecodeKeys);
+  p.splits = ceil_div(p.S, kKeys);
   Partial partial(k.decode_partial(p));
   if (!partial.data) return false;
   p.partial = partial.data;
@@ -76,7 +75,7 @@ bool run_forward(Pool& pool, Problem& p) {
 
 bool run_backward(Pool& pool, Problem& p) {
   const Kernels& k = kernels();
-  p.splits = splits_of(p, ceil_div(p.S, kBlock));
+  p.splits = splits_of(p, ceil_div(p.S, kKeyRows));
   Partial partial(k.backward_partial(p));
   if (!partial.data) return false;
   p.partial = partial.data;

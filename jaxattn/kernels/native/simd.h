@@ -90,8 +90,13 @@ JAXATTN_INLINE Floats exp2(Floats x) {
   return x < lowest ? Floats{} : power;
 }
 
-constexpr float kLog2E = 1.44269504088896340736f;
 constexpr float kLowest = -3.40282347e38f;
+
+// How many floats take as much memory.
+template <class T>
+JAXATTN_INLINE int64_t floats_for(int64_t count) {
+  return ceil_div(count * int64_t(sizeof(T)), sizeof(float));
+}
 
 // Hands out parts of a thread's scratch memory, aligned for vectors.
 struct Scratch {
@@ -100,6 +105,10 @@ struct Scratch {
     float* part = next;
     next += round_up(floats, 16);
     return part;
+  }
+  template <class T>
+  T* take_as(int64_t count) {
+    return reinterpret_cast<T*>(take(floats_for<T>(count)));
   }
 };
 
@@ -261,8 +270,6 @@ JAXATTN_INLINE void multiply_tile(int64_t n, const float* a, int64_t a_row, int6
 constexpr int tile_rows(int vectors) {
   return VL == 8 ? (vectors == 1 ? 12 : 6) : (vectors <= 2 ? 12 : vectors == 3 ? 8 : 6);
 }
-constexpr int kGroup = 12;  // rows that are skipped or computed together: one or two tiles
-
 template <int MR, int NV, bool kAdd>
 JAXATTN_INLINE void multiply_rest(int64_t m, int64_t n, const float* a, int64_t a_row, int64_t a_step, const float* b,
                                   int64_t b_step, float* c, int64_t c_row) {
