@@ -1,10 +1,13 @@
 """Random arrays and masks, and the kernels that all tests of kernels run against."""
 
+import contextlib
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxattn import dot_product_attention, masks
 from jaxattn.kernels import transforms
@@ -25,6 +28,17 @@ KERNELS = {
 if library.missing() is None:
     KERNELS["native"] = functools.partial(dot_product_attention, implementation="native")
 MASKS = ("none", "causal", "offsets", "window", "sinks", "segments", "scattered", "lengths", "array", "per head")
+
+
+@contextlib.contextmanager
+def patched(*settings):
+    """Set `(module, name, value)`, and compile with these values what was compiled with others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, value in settings:
+            patch.setattr(module, name, value)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
 
 
 def draw(seed, *shapes, dtype=jnp.float32):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, draw
+from cases import KERNELS, draw, patched
 
 from jaxattn import masks
 from jaxattn.kernels import blocks, choice
@@ -15,12 +15,8 @@ from jaxattn.kernels.call import checked_call
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "SIDE", 32)
-        patch.setattr(choice, "FEW_SCORES_PER_HEAD", 0)
-        jax.clear_caches()
+    with patched((blocks, "SIDE", 32), (choice, "FEW_SCORES_PER_HEAD", 0)):
         yield
-    jax.clear_caches()
 
 
 @pytest.fixture(params=KERNELS)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, relative_error
+from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, patched, relative_error
 from jax import export
 
 from jaxattn import dot_product_attention, explain_implementation, masks
@@ -18,12 +18,8 @@ blockwise, dense = KERNELS["blockwise"], KERNELS["dense"]
 
 @pytest.fixture(autouse=True, scope="module")
 def many_small_blocks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few_queries, "MANY_KEYS", 128)
-        patch.setattr(few_queries, "BLOCK_CPU", 1)
-        jax.clear_caches()
+    with patched((few_queries, "MANY_KEYS", 128), (few_queries, "BLOCK_CPU", 1)):
         yield
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("kind", MASKS)

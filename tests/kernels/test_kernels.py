@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, relative_error
+from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, patched, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,14 +18,13 @@ from jaxattn.kernels import blocks, choice, small
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     """Blocks of 32 tokens, so that small arrays have many; and the kernel for few scores at any size."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "SIDE", 32)
-        patch.setattr(blocks, "SCORES_CPU", 2048)
-        patch.setattr(choice, "FEW_SCORES_PER_HEAD", 0)
-        patch.setattr(small, "FEW_SCORES_IN_ALL", 2**30)
-        jax.clear_caches()
+    with patched(
+        (blocks, "SIDE", 32),
+        (blocks, "SCORES_CPU", 2048),
+        (choice, "FEW_SCORES_PER_HEAD", 0),
+        (small, "FEW_SCORES_IN_ALL", 2**30),
+    ):
         yield
-    jax.clear_caches()
 
 
 @pytest.fixture(params=KERNELS)
