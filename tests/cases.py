@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from jaxattn import dot_product_attention, masks
 from jaxattn.kernels import transforms
@@ -68,6 +69,13 @@ def draw_mask(kind, batch, T, S, H, seed):
         "array": jnp.asarray(rng.random((T, S)) < 0.1),
         "per head": jnp.asarray(rng.random((*batch, H, T, S)) < 0.5),
     }[kind]
+
+
+def lowered(platform, T, S=None, H=8, mask=None, dtype=jnp.bfloat16, **options):
+    """Return the program that runs on a platform."""
+    query, key = (jax.ShapeDtypeStruct((2, n, H, 64), dtype) for n in (T, S or T))
+    run = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, mask, **options))
+    return export.export(run, platforms=[platform])(query, key, key).mlir_module()
 
 
 def relative_error(came, expected):

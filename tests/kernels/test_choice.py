@@ -1,4 +1,4 @@
-"""Which kernel runs where, tested by lowering for platforms that are not here, and what is handed to cuDNN."""
+"""Which kernel runs where, tested by lowering for platforms that are not here."""
 
 import dataclasses
 import re
@@ -10,20 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KERNELS, draw, draw_heads, relative_error
+from cases import KERNELS, draw, lowered, relative_error
 from jax import export
-from oracle import attend as attend64
 
 from jaxattn import dot_product_attention, explain_implementation, masks
-from jaxattn.kernels import blocks, blockwise, call, choice, cudnn, platforms, small, transforms
+from jaxattn.kernels import blocks, blockwise, call, choice, platforms, small
 from jaxattn.kernels.call import checked_call
-
-
-def lowered(platform, T, S=None, H=8, mask=None, dtype=jnp.bfloat16, **options):
-    """Return the program that runs on a platform."""
-    query, key = (jax.ShapeDtypeStruct((2, n, H, 64), dtype) for n in (T, S or T))
-    run = jax.jit(lambda q, k, v: dot_product_attention(q, k, v, mask, **options))
-    return export.export(run, platforms=[platform])(query, key, key).mlir_module()
 
 
 @pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
@@ -163,153 +155,3 @@ def test_blocks_never_have_more_scores_than_asked(monkeypatch, platform, devices
             assert np.prod((*cut.heads, cut.outer, cut.inner)) <= max(most, 512 * 512)
             assert np.prod(cut.heads) * np.prod(cut.head_counts) == B * K * G
             assert cut.outer * cut.outer_count >= T
-
-
-@pytest.fixture
-def nvidia(monkeypatch):
-    """Pretend that this process has a Hopper GPU, and let XLA compute what cuDNN is asked for."""
-    calls, real = [], jax.nn.dot_product_attention
-
-    def attend(query, key, value, *, implementation, **options):
-        assert implementation == "cudnn"
-        assert {array.dtype for array in (query, key, value)} <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)}
-        calls.append(options)
-        # A marker for programs that are lowered, not run.
-        return real(query, key, value, implementation="xla", **options) + 0 * jnp.sin(query)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
-    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (9, 0))
-    jax.clear_caches()
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # for XLA's, not ours
-        yield calls
-    jax.clear_caches()
-
-
-CUDNN_MASKS = {
-    "none": None,
-    "causal": masks.Causal(),
-    "window": masks.SlidingWindow(5),
-    "one key": masks.SlidingWindow(1),
-    "lengths": masks.Lengths(jnp.array([[3, 0, 70], [64, 1, -2]])),
-    "causal lengths": masks.Causal() & masks.Lengths(jnp.array([[3, 0, 70], [64, 1, 2]])),
-    "lengths causal": masks.Lengths(jnp.array(17)) & masks.Causal(),
-}
-
-
-def on_cuda(*args, **options):
-    return dataclasses.replace(checked_call(*args, **options), platform="cuda")
-
-
-@pytest.mark.parametrize("kind", CUDNN_MASKS)
-def test_what_cudnn_is_asked_for_is_what_dense_computes(nvidia, kind):
-    query, key, value = draw_heads(0, (2, 3), 64, 64, H=4, K=2, D=8, D_v=8, dtype=jnp.bfloat16)
-    one = on_cuda(query, key, value, CUDNN_MASKS[kind])
-    assert cudnn.unsupported(one) is None
-    assert transforms.choose(one) == "cudnn"
-    context, lse = jax.jit(cudnn.forward)(one)
-    (gradient,) = draw(1, context.shape, dtype=jnp.bfloat16)
-    gradients = jax.jit(cudnn.backward)(one, context, lse, gradient)
-    expected, vjp = jax.vjp(lambda *inputs: KERNELS["dense"](*inputs, CUDNN_MASKS[kind]), query, key, value)
-    for came, right in zip((context, *gradients[:3]), (expected, *vjp(gradient)), strict=True):
-        assert came.dtype == jnp.bfloat16
-        chex.assert_trees_all_close(came.astype(jnp.float32), right.astype(jnp.float32), atol=0.06, rtol=0.01)
-    assert relative_error(context, attend64(query, key, value, mask_array(kind))[0]) < 0.01
-
-
-def mask_array(kind):
-    mask = CUDNN_MASKS[kind]
-    return None if mask is None else mask.with_heads().array(64, 64)
-
-
-def test_cudnn_gets_inputs_of_three_axes_under_vmap_and_a_scale_that_is_an_array(nvidia):
-    query, key, value = draw_heads(0, (), 64, 64, H=4, K=2, D=8, D_v=8, dtype=jnp.bfloat16)
-    queries = jnp.stack([query, -query, 2 * query])
-
-    def run(query, scale):
-        one = on_cuda(query, key, value, masks.Causal(), scale=scale)
-        assert cudnn.unsupported(one) is None
-        return transforms.map_as_batch(lambda one: cudnn.forward(one)[0], one)
-
-    expected = KERNELS["dense"](queries, *[jnp.stack([x] * 3) for x in (key, value)], masks.Causal(), scale=0.5)
-    for axis in (0, 1):
-        moved = jnp.moveaxis(queries, 0, axis)
-        came = jax.jit(jax.vmap(run, (axis, None)))(moved, jnp.float32(0.5))
-        chex.assert_trees_all_close(came.astype(jnp.float32), expected.astype(jnp.float32), atol=0.03)
-    assert nvidia[-1]["scale"] == 1.0
-
-
-def test_the_cudnn_branch_is_lowered_for_cuda_and_nowhere_else(nvidia):
-    assert "stablehlo.sine" in lowered("cuda", 128, mask=masks.Causal())
-    for platform in ("tpu", "rocm", "cpu"):
-        implementation = "blockwise" if platform == "cpu" else None
-        assert "stablehlo.sine" not in lowered(platform, 128, mask=masks.Causal(), implementation=implementation)
-    (x,) = draw(0, (1, 128, 1, 8), dtype=jnp.bfloat16)
-    # Arrays on the CPU stay with its kernels.
-    assert not explain_implementation(x, x, x).startswith("cudnn")
-    chex.assert_trees_all_close(dot_product_attention(x, x, x), KERNELS["dense"](x, x, x), atol=0.02)
-
-
-def test_without_a_gpu_in_this_process_exports_for_cuda_use_no_cudnn():
-    program = lowered("cuda", 128, mask=masks.Causal())
-    assert "custom_call" not in program
-
-
-def refused_by(**changes):
-    sizes = {"T": 64, "S": 64, "D": 16, "D_v": 16, "dtype": jnp.bfloat16} | {
-        name: changes.pop(name) for name in ("T", "S", "D", "D_v", "dtype") if name in changes
-    }
-    query, key, value = draw_heads(0, H=2, K=2, **sizes)
-    return cudnn.unsupported(on_cuda(query, key, value, **changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, None),
-        ({"D": 256, "D_v": 256}, None),
-        ({"D": 264, "D_v": 264}, "multiple of 8 up to 256"),
-        ({"D": 12, "D_v": 12}, "multiple of 8"),
-        ({"D_v": 8}, "one width"),
-        ({"T": 63}, "gradients for even numbers of queries and keys only, not for 63 and 64"),
-        ({"S": 1}, "even numbers"),
-        ({"dtype": jnp.float32}, "float16 and bfloat16 only"),
-        ({"return_weights": True}, "does not store the weights"),
-        ({"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}, "would drop other weights"),
-        ({"bias": jnp.zeros((64, 64))}, "bias"),
-        ({"mask": masks.Causal(1)}, "without an offset"),
-        ({"mask": masks.Causal(jnp.array(0))}, "without an offset"),
-        ({"mask": masks.Causal(), "S": 66}, "without an offset"),
-        ({"mask": masks.Lengths(jnp.array([5, 6])), "S": 66}, None),
-        ({"mask": masks.SlidingWindow(4) & masks.Lengths(jnp.array([5, 6]))}, "supports Causal"),
-        ({"mask": masks.Causal() | masks.Lengths(jnp.array([5, 6]))}, "supports Causal"),
-        ({"mask": masks.Causal() & masks.Segments(jnp.zeros(64, int))}, "supports Causal"),
-        ({"mask": jnp.ones((64, 64), bool)}, "supports Causal"),
-    ],
-)
-def test_cudnn_names_the_rule_that_a_call_breaks(nvidia, changes, words):
-    reason = refused_by(**changes)
-    assert reason is None if words is None else words in reason
-
-
-def test_cudnn_depends_on_the_chip_and_on_what_jax_accepts(nvidia, monkeypatch):
-    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (8, 0))
-    assert refused_by() is None
-    assert "up to 128 on this GPU" in refused_by(D=136, D_v=136)
-    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (7, 5))
-    assert "needs compute capability 8.0, and this GPU has 7.5" in refused_by()
-    monkeypatch.setattr(cudnn, "cuda_capability", lambda: None)
-    assert "only where there is an NVIDIA GPU" in refused_by()
-
-
-def test_what_jax_refuses_is_not_chosen(monkeypatch):
-    monkeypatch.setattr(cudnn, "cuda_capability", lambda: (9, 0))
-    # On a CPU, JAX's own checks find no cuDNN.
-    assert "is refused by JAX" in refused_by()
-
-
-def test_the_lowest_capability_of_the_gpus_counts(monkeypatch):
-    gpus = [SimpleNamespace(compute_capability=version) for version in ("9.0", "8.6", "10.0")]
-    monkeypatch.setattr(jax, "local_devices", lambda backend: gpus)
-    assert platforms.cuda_capability() == (8, 6)
-    monkeypatch.undo()
-    assert platforms.cuda_capability() is None
