@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax import Array
 
+from jaxattn.cli import printable
 from jaxattn.extras import require
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def plot_matrix(
 
 
 def visible(text: str) -> str:
-    """Escape control characters, which XML forbids and nobody sees; lines stay lines."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    """Escape control characters, which XML forbids, but not line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @contextlib.contextmanager
