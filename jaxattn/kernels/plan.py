@@ -41,7 +41,7 @@ def plan_blocks(call: AttentionCall, blocks: Blocks, outer_is_query: bool) -> Pl
     """Find the inner blocks in which any entry is unmasked. All others are skipped.
 
     The inner blocks of an outer block lie on a grid that depends on shapes and on the mask's band alone, not on what is
-    skipped. Nor does the order in which a row is summed.
+    skipped. Therefore the order in which a row is summed does not depend on that either.
     """
     start = _grid_starts(call, blocks, outer_is_query)
     if call.mask is None:

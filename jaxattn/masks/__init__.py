@@ -5,7 +5,7 @@ than queries (cached keys, say), `offset` is the position of the first query amo
 offset. Nothing is guessed from the shapes.
 
 A mask is a pytree, so traced ids, lengths and offsets work under `jit` and `vmap`. An offset that is a Python int is
-static: kernels skip blocks by it, and each new int compiles anew; pass an array, or a NumPy integer, where it changes
+static: kernels skip blocks by it, and each new int recompiles; pass an array, or a NumPy integer, where it changes
 from call to call. `array(T, S)` materializes a mask. The kernels never do: `expanded(T, S)` gives every array in the
 mask two last axes, T or 1 and S or 1, so that it can be cut into blocks; `allows` then answers for one block, and
 `block_mask` says in which blocks anything is unmasked at all.
