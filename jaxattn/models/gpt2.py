@@ -1,6 +1,5 @@
 """GPT-2 in Hugging Face's format, a directory with `config.json` and safetensors files; reading it runs no code."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn.files import read_json
 from jaxattn.models.convert.files import read_tensors
 from jaxattn.models.convert.tensors import PROJECTIONS, Params, Tensors
 from jaxattn.models.gpt import GPT, GPTConfig
@@ -59,7 +59,7 @@ def _read_config(file: Path) -> GPTConfig:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: load_gpt2 takes a directory with a GPT-2's config.json")
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = read_json(file)
         sizes = {name: fields[name] for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd")}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None

@@ -1,12 +1,12 @@
 """Tensors in files of the safetensors library, one file or several with an index; reading them runs no code."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxattn.extras import require
+from jaxattn.files import read_json
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The names of types that NumPy cannot hold begin with these: float8 and smaller.
@@ -41,7 +41,7 @@ def read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
 def _read_index(file: Path) -> dict[str, str]:
     """Return the file that holds each tensor."""
     try:
-        shards = dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
+        shards = dict(read_json(file)["weight_map"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is damaged, or no index of safetensors files: {error!r}") from None
     for shard in shards.values():
