@@ -4,17 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import draw
 from flax import nnx
 from oracle import attend
 
 from jaxattn import linen_attention_fn, masks, nnx_attention_fn
 
 T = 130  # long enough for blocks
-
-
-def draw(seed, *shapes, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
 
 
 def with_gradients(apply, variables, x):
