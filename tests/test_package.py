@@ -151,6 +151,7 @@ def test_no_private_part_of_jax_is_used():
 
 
 def test_a_missing_extra_is_named_with_a_command_that_can_be_pasted(monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))  # pytest may run as python3
     monkeypatch.chdir(ROOT.parent)
     with pytest.raises(ImportError, match=r"no_such_package is not installed.*jaxattn\[train\]") as raised:
         require("no_such_package.module", extra="train")
@@ -168,6 +169,7 @@ def test_a_missing_dependency_of_an_installed_package_is_named(tmp_path, monkeyp
 
 def test_an_installed_package_names_the_place_that_it_came_from(tmp_path, monkeypatch):
     """A copy without a project around it, as in site-packages."""
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python")
     monkeypatch.setattr(extras, "__file__", str(tmp_path / "jaxattn" / "extras.py"))
     for source, where in (
         ({"url": "file:///a%20clone"}, "jaxattn[plot] @ file:///a%20clone"),
