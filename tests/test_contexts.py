@@ -21,6 +21,8 @@ from jaxattn import (
     ring_attention,
 )
 
+pytestmark = pytest.mark.slow  # every setting of JAX with every kernel
+
 
 @contextlib.contextmanager
 def setting(name, value):

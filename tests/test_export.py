@@ -74,6 +74,7 @@ def test_layers_are_exported_for_any_batch(layer):
     check_for_any_batch(lambda x: layer.apply(variables, x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 def test_the_persistent_compilation_cache_is_hit(implementation, tmp_path):
     events = []

@@ -145,6 +145,7 @@ def test_it_runs_inside_shard_map_where_some_inputs_are_everywhere_the_same():
     assert finished.stdout.strip() == "done", finished.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["None", "masks.Causal()", "masks.SlidingWindow(9)"])
 def test_a_ring_of_devices_gives_the_numbers_of_one(mask):
     finished = on_eight_devices(f"""

@@ -106,6 +106,7 @@ def test_blocks_in_which_all_is_masked_are_not_computed(kernel, mask):
             chex.assert_trees_all_close(a[:, :visible], b[:, :visible], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"dense", "small"}))
 def test_positions_do_not_overflow_where_scores_number_more_than_a_32_bit_integer_holds(monkeypatch, kernel):
     monkeypatch.setattr(blocks, "SIDE", 512)

@@ -235,6 +235,7 @@ def test_64_bit_mode_changes_no_token(model):
     np.testing.assert_array_equal(np.stack(streamed, -1), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("context", "vocab_size"),  # a size for each, so that each compiles a program
     [

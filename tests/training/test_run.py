@@ -157,6 +157,7 @@ def test_a_run_of_version_0_1_0_resumes(tmp_path, monkeypatch):
     assert new[6, "held_out_loss"] == pytest.approx(old[6, "held_out_loss"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(small):
     first, again, other = (Run(dataclasses.replace(small, steps=3, seed=seed)).train() for seed in (7, 7, 2**32 - 1))
     assert first.after == again.after != other.after
@@ -204,6 +205,7 @@ def test_with_64_bits_a_run_saves_its_checkpoints_and_resumes(small, tmp_path):
         jax.config.update("jax_enable_x64", False)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_last_intact_one_is_offered_and_works(small, tmp_path):
     config = dataclasses.replace(small, steps=14, out=str(tmp_path))
     Run(config).train()
@@ -275,6 +277,7 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_it_resumes_once_there_is_r
     assert run.train().steps == step + 3
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_tokens_of_a_learned_or_given_tokenizer(small, tmp_path):
     outcome = Run(
         dataclasses.replace(small, tokenizer="bpe", vocab_size=300, steps=20, out=str(tmp_path / "a"))
