@@ -44,6 +44,7 @@ BATCHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 @pytest.mark.parametrize("kind", BATCHED)
 def test_batched_masks_are_exported_for_any_batch_with_gradients(kind, implementation):

@@ -16,6 +16,7 @@ from jaxattn.kernels.call import checked_call
 blockwise, dense = KERNELS["blockwise"], KERNELS["dense"]
 
 
+@pytest.mark.slow
 def test_dropped_entries_are_those_of_dense_attention_at_every_block_size(monkeypatch):
     query, key, value = draw(0, *[(2, 100, 2, 8)] * 3)
     options = {"dropout_rate": 0.5, "dropout_key": jax.random.key(1)}

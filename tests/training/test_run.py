@@ -101,6 +101,7 @@ def test_a_run_killed_twice_and_resumed_ends_like_one_never_interrupted(small, t
     assert sorted(os.listdir(Path(killed) / "checkpoints"))[-1] == "60"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 3), (signal.SIGHUP, 1)])
 def test_signals_say_at_once_what_follows_save_the_run_and_leave_the_report_out(small, tmp_path, number, times):
     with start(*options(dataclasses.replace(small, steps=10**6, save_every=10**6, out=str(tmp_path)))) as process:
@@ -140,6 +141,7 @@ def test_without_a_directory_a_second_signal_ends_the_run_at_once(small):
     assert stderr in ("", "jaxattn train: interrupted; what was saved before is intact\n")
 
 
+@pytest.mark.slow
 def test_a_run_of_version_0_1_0_resumes(tmp_path, monkeypatch):
     """Its checkpoint is that of step 2; its log holds the losses up to step 6."""
     with zipfile.ZipFile(Path(__file__).parent / "run_of_version_0_1_0.zip") as archive:

@@ -57,6 +57,7 @@ def test_token_files_hold_the_text_and_are_written_once(learned):
     assert [file.name for file in (learned / "tokens").iterdir()] == ["0.uint16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"x" * 3_000_000, b"a line\n" * 400_000, b"\xff\xfe \n" * 10, "漢".encode() * 700_001], ids=len
 )
