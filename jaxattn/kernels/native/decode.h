@@ -1,5 +1,6 @@
 // Few queries against many keys, as in decoding: tasks share the keys, and the parts are joined in order ("Flash-Decoding
-// for long-context inference", Dao et al. 2023). A task is one key block with all heads, so memory is read in order.
+// for long-context inference", Dao et al. 2023). A task is one key block with all heads. It reads first the keys and then
+// the values token by token, in the order in which they lie in memory, because reading them takes the most time.
 #pragma once
 
 #include "forward.h"
@@ -9,9 +10,9 @@ namespace jaxattn::JAXATTN_ISA {
 inline int64_t decode_tasks(const Problem& p) { return p.B * p.splits; }
 
 inline size_t decode_scratch(const Problem& p) {
-  int64_t padded = round_up(p.Dv, VL);
-  int64_t views = floats_for<MaskView>(p.H / p.K);
-  return kKeys * (round_up(p.D, VL) + padded) + kRows * (p.D + padded + kKeys) + views + 6 * 16;
+  int64_t rows = forward_rows(p), padded = round_up(p.Dv, VL);
+  int64_t sizes = floats_for<Range>(p.K) + floats_for<MaskView>(p.H);
+  return p.K * rows * (p.D + kKeys) + rows * padded + round_up(p.D, VL) + padded + sizes + 7 * 16;
 }
 
 // A part of a row: its weighted values, its largest score, and the sum of its exponentials.
@@ -22,51 +23,114 @@ JAXATTN_INLINE float* part_of(const Problem& p, int64_t split, int64_t example, 
 
 inline size_t decode_partial(const Problem& p) { return p.splits * p.B * p.H * p.T * part_size(p); }
 
-// Scores as dot products: with few queries, transposing the keys would take longer than multiplying.
-inline void compute_few_scores(const QueryBlock& block, Rows key, int64_t D, Range keys) {
-  for (int64_t s = 0; s < keys.end - keys.begin; ++s)
-    for (int64_t r = 0; r < block.rows; ++r)
-      block.scores[r * kKeys + s] = product_of_rows<Float32>(block.query + r * D, key.data + s * key.stride, D);
+struct DecodeTask {
+  const Problem& p;
+  BatchIndex b;
+  int64_t example, split, rows;                // rows of each KV head
+  Range block;                                 // of keys
+  float *query = nullptr, *scores = nullptr;   // (K, rows, D) and (K, rows, kKeys)
+  Range* keys = nullptr;                       // (K): those in the block that the rows of a head attend to
+  MaskView* masks = nullptr;                   // (H)
+  float *row_copy = nullptr, *sums = nullptr;  // of a key or a value; (rows, Dv padded)
+};
+
+inline DecodeTask take_decode_task(const Problem& p, Scratch& scratch, int64_t task) {
+  int64_t split = task % p.splits, example = task / p.splits, rows = forward_rows(p), padded = round_up(p.Dv, VL);
+  Range block = {split * kKeys, least((split + 1) * kKeys, p.S)};
+  DecodeTask all = {p, batch_index(p, example), example, split, rows, block};
+  all.query = scratch.take(p.K * rows * p.D), all.scores = scratch.take(p.K * rows * kKeys);
+  all.keys = scratch.take_as<Range>(p.K), all.masks = scratch.take_as<MaskView>(p.H);
+  all.row_copy = scratch.take(most(round_up(p.D, VL), padded)), all.sums = scratch.take(rows * padded);
+  for (int64_t head = 0; head < p.H; ++head) all.masks[head] = mask_view(p, all.b, head);
+  return all;
+}
+
+JAXATTN_INLINE ForwardHead decode_head(const DecodeTask& all, int64_t head) {
+  int64_t G = all.p.H / all.p.K;
+  return {all.p, all.b, all.example, head, G, round_up(all.p.Dv, VL), nullptr, {}, all.masks + head * G};
 }
 
 template <class Number>
-inline void decode_head(const ForwardHead& h, QueryBlock& block, Range keys, float* key_copy, float* value_copy) {
-  const Problem& p = h.p;
-  load_queries<Number>(h, block);
-  if (!overlap(block.all_keys, keys)) return;
-  Coverage covered = tile_coverage(h, block, keys);
-  if (covered == kNone) return;
-  const auto* key = elements<Number>(p.key, offset(p.key, h.b, p.batch_rank, h.kv_head)) + keys.begin * p.key.row;
-  const auto* value = elements<Number>(p.value, offset(p.value, h.b, p.batch_rank, h.kv_head));
-  int64_t n = keys.end - keys.begin;
-  compute_few_scores(block, as_rows<Number>(key, p.key.row, n, p.D, key_copy), p.D, keys);
-  for (int64_t r = 0; r < block.rows; ++r) update_softmax(h, block, r, keys, covered);
-  Rows rows = as_rows<Number>(value + keys.begin * p.value.row, p.value.row, n, p.Dv, value_copy);
-  add_values(h, block, keys, rows);
+inline QueryBlock decode_queries(const DecodeTask& all, int64_t head) {
+  QueryBlock block;
+  block.first = 0, block.rows = all.rows, block.sums = all.sums;
+  block.query = all.query + head * all.rows * all.p.D, block.scores = all.scores + head * all.rows * kKeys;
+  load_queries<Number>(decode_head(all, head), block);
+  return block;
+}
+
+// Call `use(s, head, row)` for each key (or value) of the block and each KV head that attends to it.
+template <class Number, class Use>
+JAXATTN_INLINE void for_each_row(const DecodeTask& all, const Operand& array, int64_t width, Use use) {
+  const Problem& p = all.p;
+  const auto* first = elements<Number>(array, offset(array, all.b, p.batch_rank, 0));
+  for (int64_t s = all.block.begin; s < all.block.end; ++s) {
+    for (int64_t head = 0; head < p.K; ++head) {
+      if (s < all.keys[head].begin || s >= all.keys[head].end) continue;
+      const auto* row = first + s * array.row + head * array.head;
+      use(s - all.block.begin, head, as_rows<Number>(row, 0, 1, width, all.row_copy).data);
+    }
+  }
+}
+
+JAXATTN_INLINE float* part_of(const DecodeTask& all, int64_t head, int64_t r) {
+  int64_t G = all.p.H / all.p.K;
+  return part_of(all.p, all.split, all.example, head * G + r % G, r / G);
+}
+
+template <class Number>
+inline void find_decode_keys(DecodeTask& all) {
+  for (int64_t head = 0; head < all.p.K; ++head) {
+    QueryBlock block = decode_queries<Number>(all, head);
+    bool none = tile_coverage(decode_head(all, head), block, all.block) == kNone;
+    all.keys[head] = none ? Range{0, 0} : common(block.all_keys, all.block);
+  }
+}
+
+// Scores as dot products: with few queries, transposing the keys would take longer than multiplying.
+template <class Number>
+inline void compute_few_scores(const DecodeTask& all) {
+  int64_t rows = all.rows, D = all.p.D;
+  for_each_row<Number>(all, all.p.key, D, [&](int64_t s, int64_t head, const float* key) {
+    for (int64_t r = head * rows; r < (head + 1) * rows; ++r)
+      all.scores[r * kKeys + s] = product_of_rows<Float32>(all.query + r * D, key, D);
+  });
+}
+
+// Scores to weights; the parts begin with their sums.
+template <class Number>
+inline void compute_few_weights(const DecodeTask& all, int64_t head) {
+  QueryBlock block = decode_queries<Number>(all, head);
+  ForwardHead h = decode_head(all, head);
+  bool any = all.keys[head].begin < all.keys[head].end;
+  Coverage covered = any ? tile_coverage(h, block, all.block) : kNone;
+  for (int64_t r = 0; r < all.rows; ++r) {
+    if (any) update_softmax(h, block, r, all.block, covered);
+    float* part = part_of(all, head, r);
+    std::memset(part, 0, h.padded * sizeof(float));
+    part[h.padded] = block.largest[r], part[h.padded + 1] = sum_of(block.total[r]);
+  }
+}
+
+template <class Number>
+inline void add_few_values(const DecodeTask& all) {
+  int64_t padded = round_up(all.p.Dv, VL);
+  for_each_row<Number>(all, all.p.value, all.p.Dv, [&](int64_t s, int64_t head, const float* value) {
+    for (int64_t r = 0; r < all.rows; ++r) {
+      float *sums = part_of(all, head, r), weight = all.scores[(head * all.rows + r) * kKeys + s];
+      for (int64_t i = 0; i < padded; i += VL) store(sums + i, load(sums + i) + weight * load(value + i));
+    }
+  });
 }
 
 template <class Number>
 inline void decode_task(const Problem& p, int64_t task, float* memory) {
   Scratch scratch = {memory};
-  int64_t example = task / p.splits, split = task % p.splits, G = p.H / p.K, padded = round_up(p.Dv, VL);
-  Range keys = {split * kKeys, least((split + 1) * kKeys, p.S)};
-  auto* masks = scratch.take_as<MaskView>(G);
-  float *key_copy = scratch.take(kKeys * round_up(p.D, VL)), *value_copy = scratch.take(kKeys * padded);
-  QueryBlock block;
-  block.first = 0, block.rows = forward_rows(p);
-  block.query = scratch.take(kRows * p.D), block.sums = scratch.take(kRows * padded);
-  block.scores = scratch.take(kRows * kKeys);
-  BatchIndex b = batch_index(p, example);
-  for (int64_t head = 0; head < p.K; ++head) {
-    for (int64_t g = 0; g < G; ++g) masks[g] = mask_view(p, b, head * G + g);
-    ForwardHead h = {p, b, example, head, G, padded, nullptr, {}, masks};
-    decode_head<Number>(h, block, keys, key_copy, value_copy);
-    for (int64_t r = 0; r < block.rows; ++r) {
-      float* part = part_of(p, split, example, head * G + r % G, r / G);
-      std::memcpy(part, block.sums + r * padded, padded * sizeof(float));
-      part[padded] = block.largest[r], part[padded + 1] = sum_of(block.total[r]);
-    }
-  }
+  DecodeTask all = take_decode_task(p, scratch, task);
+  find_decode_keys<Number>(all);
+  compute_few_scores<Number>(all);
+  for (int64_t head = 0; head < p.K; ++head) compute_few_weights<Number>(all, head);
+  add_few_values<Number>(all);
 }
 
 template <class Number>
