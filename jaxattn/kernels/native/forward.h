@@ -224,8 +224,15 @@ JAXATTN_INLINE void prefetch_next_head(const ForwardHead& h, const QueryBlock& b
   prefetch_row(p.value, h.next_value, t, p.Dv, p.type);
 }
 
+// Fetch a row of the next query block.
+JAXATTN_INLINE void prefetch_query(const ForwardHead& h, int64_t row) {
+  const Problem& p = h.p;
+  int64_t head = h.kv_head * h.G + row % h.G;
+  prefetch_row(p.query, offset(p.query, h.b, p.batch_rank, head), row / h.G, p.D, p.type);
+}
+
 template <class Number>
-inline void attend_block(const ForwardHead& h, QueryBlock& block) {
+inline void attend_block(const ForwardHead& h, QueryBlock& block, Range next_rows) {
   load_queries<Number>(h, block);
   // Key blocks lie on one grid for all rows, so a row's sums do not depend on the other rows.
   for (int64_t s = block.all_keys.begin / kKeys * kKeys; s < block.all_keys.end; s += kKeys) {
@@ -237,10 +244,37 @@ inline void attend_block(const ForwardHead& h, QueryBlock& block) {
     for (int64_t r = 0; r < block.rows; ++r) {
       if (overlap(block.group_keys[r / kGroup], tile)) update_softmax(h, block, r, tile, covered);
       if (first && h.prefetch) prefetch_next_head(h, block, r);
+      if (first && next_rows.begin + r < next_rows.end) prefetch_query(h, next_rows.begin + r);
     }
     add_values(h, block, tile, {h.value.data + s * h.value.stride, h.value.stride});
   }
   store_results<Number>(h, block);
+}
+
+// The query blocks of a task: rows begin, begin + step, ..., of up to `size` rows each.
+struct RowBlocks {
+  int64_t begin, end, step, size;
+};
+
+inline RowBlocks row_blocks(const Problem& p, const MaskView& mask, int64_t split) {
+  int64_t rows = forward_rows(p), blocks = ceil_div(rows, kRows), size = round_up(ceil_div(rows, blocks), kGroup);
+  // Later query blocks may have more keys, so the tasks of a head take turns.
+  if (!has_window(mask)) return {split * size, rows, p.splits * size, size};
+  // With a window all have as many: neighbouring blocks share their keys.
+  int64_t share = ceil_div(ceil_div(rows, size), p.splits) * size;
+  return {split * share, least((split + 1) * share, rows), size, size};
+}
+
+// A range that holds all keys of a task.
+inline Range keys_of(const Problem& p, const MaskView* masks, const RowBlocks& blocks) {
+  int64_t G = p.H / p.K;
+  if (!p.mask_is_range || blocks.begin >= blocks.end) return {0, p.S};
+  Range keys = {p.S, 0};
+  for (int64_t g = 0; g < G; ++g) {
+    keys.begin = least(keys.begin, key_range(masks[g], blocks.begin / G, p.S).begin);
+    keys.end = most(keys.end, key_range(masks[g], (blocks.end - 1) / G, p.S).end);
+  }
+  return {most(keys.begin, 0), least(keys.end, p.S)};
 }
 
 template <class Number>
@@ -252,23 +286,23 @@ inline void forward_task(const Problem& p, int64_t task, float* memory) {
 
   auto* masks = scratch.take_as<MaskView>(G);
   for (int64_t g = 0; g < G; ++g) masks[g] = mask_view(p, b, head * G + g);
+  RowBlocks blocks = row_blocks(p, masks[0], split);
+  Range keys = keys_of(p, masks, blocks);
   float* panels = scratch.take(S * p.D);
   const auto* key = elements<Number>(p.key, offset(p.key, b, p.batch_rank, head));
-  for (int64_t s = 0; s < p.S; s += kPanel)
+  for (int64_t s = keys.begin / kPanel * kPanel; s < keys.end; s += kPanel)
     pack_panel<Number>(key + s * p.key.row, p.key.row, least(kPanel, p.S - s), p.D, panels + s * p.D);
   const auto* value = elements<Number>(p.value, offset(p.value, b, p.batch_rank, head));
-  Rows rows = as_rows<Number>(value, p.value.row, p.S, p.Dv, scratch.take(S * padded));
+  Rows rows = as_rows<Number>(value, p.value.row, keys.end, p.Dv, scratch.take(S * padded));
 
   ForwardHead h = {p, b, example, head, G, padded, panels, rows, masks};
   find_next_head(h);
   QueryBlock block;
   block.query = scratch.take(kRows * p.D), block.sums = scratch.take(kRows * padded);
   block.scores = scratch.take(kRows * kKeys);
-  int64_t all = forward_rows(p), blocks = ceil_div(all, kRows), size = round_up(ceil_div(all, blocks), kGroup);
-  // Later query blocks may have more keys, so the tasks of a head take turns.
-  for (int64_t first = split * size; first < all; first += p.splits * size) {
-    block.first = first, block.rows = least(size, all - first);
-    attend_block<Number>(h, block);
+  for (int64_t first = blocks.begin; first < blocks.end; first += blocks.step) {
+    block.first = first, block.rows = least(blocks.size, blocks.end - first);
+    attend_block<Number>(h, block, {first + blocks.step, blocks.end});
   }
 }
 

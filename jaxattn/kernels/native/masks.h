@@ -27,8 +27,9 @@ JAXATTN_INLINE Range common(Range a, Range b) { return {most(a.begin, b.begin), 
 
 JAXATTN_INLINE int32_t int_at(const char* data, int64_t i) { return reinterpret_cast<const int32_t*>(data)[i]; }
 
+constexpr int64_t kFar = int64_t{1} << 40;
+
 JAXATTN_INLINE MaskView mask_view(const Problem& p, const BatchIndex& b, int64_t head) {
-  constexpr int64_t kFar = int64_t{1} << 40;
   MaskView view = {p.mask, p.mask_ops, {}, {}, p.mask_is_range, {0, p.S}, {-kFar, kFar}};
   for (int i = 0; i < p.mask_ops; ++i) {
     const MaskOp& op = p.mask[i];
@@ -43,6 +44,8 @@ JAXATTN_INLINE MaskView mask_view(const Problem& p, const BatchIndex& b, int64_t
   }
   return view;
 }
+
+JAXATTN_INLINE bool has_window(const MaskView& mask) { return mask.is_range && mask.shifted.begin > -kFar; }
 
 // A range outside which the query may attend to no key, of a mask that is more than a range.
 inline Range bounding_range(const MaskView& mask, int64_t t, int64_t S) {
