@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A run that takes less than this many seconds is repeated at once, and the second run counts.
-SHORT = 1.0
+# A candidate runs for so many seconds before a run counts: the previous one's threads spin for up to 15 ms while they
+# wait for more work (libgomp's, which PyTorch uses, on some processors), and would take its cores.
+SETTLING = 0.03
 Row = dict[str, Any]
 
 
@@ -110,16 +111,14 @@ def check_agreement(candidates: Sequence[Candidate], tolerance: float) -> dict[s
 def interleaved_medians(candidates: Sequence[Candidate], seconds: float) -> dict[str, float]:
     """Run the candidates in turn for about so many seconds, at least three rounds; return each one's median seconds.
 
-    A machine's speed drifts, and taking turns exposes all candidates to the same drift. Short runs are done twice in
-    each turn and the second counts: by then the caches are the candidate's own, and the previous candidate's threads,
-    which wait for more work for a while, are asleep.
+    A machine's speed drifts, and taking turns exposes all candidates to the same drift. In each turn the last run
+    counts: by then the caches are the candidate's own, and the previous candidate's threads are asleep.
     """
     times: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
     end = time.perf_counter() + seconds
     while min(map(len, times.values())) < 3 or time.perf_counter() < end:
         for candidate in candidates:
-            first = _time(candidate)
-            times[candidate.name].append(_time(candidate) if first < SHORT else first)
+            times[candidate.name].append(_settled_time(candidate))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -136,10 +135,16 @@ def matmul_rate(dtype: str = "float32") -> float:
     return 2 * size**3 / seconds / 1e9
 
 
-def _time(candidate: Candidate) -> float:
-    start = time.perf_counter()
-    candidate.run()
-    return time.perf_counter() - start
+def _settled_time(candidate: Candidate) -> float:
+    turn_began = time.perf_counter()
+    while True:
+        settled = time.perf_counter() - turn_began >= SETTLING
+        start = time.perf_counter()
+        candidate.run()
+        duration = time.perf_counter() - start
+        # A long run need not be repeated: what disturbs its beginning does not matter.
+        if settled or duration > 1:
+            return duration
 
 
 def _relative_difference(actual: np.ndarray, expected: np.ndarray) -> float:
