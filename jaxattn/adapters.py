@@ -60,7 +60,8 @@ def linen_attention_fn(
         qk_attn_weights_einsum: not supported.
         attn_weights_value_einsum: not supported.
         promote_dtype: converts `(query, key, value)` to one type, called as NNX calls it; None is the common type.
-        is_causal: True adds a causal mask, if there are as many keys as queries.
+        is_causal: True adds a causal mask that aligns the first query with the first key, as Flax's does; refused for
+            one query and more keys, as in decoding.
 
     Raises:
         TypeError: an input is not floating point.
@@ -119,11 +120,11 @@ nnx_attention_fn = linen_attention_fn
 
 
 def _mask(mask: Any, is_causal: bool, T: int, S: int) -> Mask | None:
-    if is_causal and T != S:
+    if is_causal and T == 1 < S:
         raise ValueError(
-            f"is_causal=True with {T} queries and {S} keys does not say at which key the first query stands (in "
-            "decoding, not at the first): leave it out, as decoding in Flax's layers masks later keys itself, or write "
-            f"mask=masks.Causal({S - T}) to align the last query with the last key"
+            f"is_causal=True with 1 query and {S} keys would mask all keys but the first, and in decoding the query "
+            "stands at the last: leave it out, as decoding in Flax's layers masks later keys itself, or write "
+            f"mask=masks.Causal({S - 1}) to align the query with the last key"
         )
     if mask is not None and not isinstance(mask, Mask):
         mask = jnp.asarray(mask) != 0

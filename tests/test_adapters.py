@@ -136,6 +136,13 @@ def test_types_precision_and_masks_of_ours_are_honoured():
     assert context.dtype == jnp.bfloat16
     causal = linen_attention_fn(query, key, value, mask=masks.Causal())
     chex.assert_trees_all_close(causal, linen_attention_fn(query, key, value, is_causal=True), atol=0)
+    # With other numbers of keys too, `is_causal` aligns as Flax's does.
+    for T, mask in ((2, None), (4, None), (2, jnp.ones((2, 1, 1, 5), bool))):
+        ours = nnx_attention_fn(query[:, :T], key, value, mask=mask, is_causal=True)
+        theirs = nnx.dot_product_attention(
+            query[:, :T], key, value, mask=nn.combine_masks(mask, jnp.tril(jnp.ones((1, 1, T, 5))))
+        )
+        chex.assert_trees_all_close(ours, theirs, atol=1e-6)
     for T in (5, 130):
         heads = jnp.ones((1, T, 1, 8))
         loss = jax.jit(jax.grad(lambda q, h=heads: linen_attention_fn(q, h, h, precision="highest").sum()))
@@ -167,7 +174,7 @@ def test_causal_decoding_is_refused_and_decoding_without_it_equals_a_full_pass()
     full = layer(x, is_causal=True)
     query, key, value = draw(1, (2, 1, 3, 4), (2, 6, 3, 4), (2, 6, 3, 4))
     # Flax 0.12.8 passes is_causal on in decoding; newer ones do not.
-    with pytest.raises(ValueError, match="is_causal=True with 1 queries and 6 keys"):
+    with pytest.raises(ValueError, match="is_causal=True with 1 query and 6 keys would mask all keys but the first"):
         nnx_attention_fn(query, key, value, mask=jnp.ones((2, 1, 1, 6), bool), is_causal=True)
     layer.init_cache(x.shape)
     rows = [layer(x[:, t : t + 1], decode=True) for t in range(6)]
