@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("jaxattn.training.command", "train a small GPT on text, interrupt it and resume it"),
     "generate": ("jaxattn.models.command", "continue a text with a trained model or with GPT-2"),
     "guide": ("jaxattn.guide.command", "make a page that shows every number of the four stages of attention"),
+    "exercises": ("jaxattn.exercises.command", "learn attention by writing it, and be told which mistake was made"),
     "benchmark": ("jaxattn.benchmark.command", "compare speed and memory with other implementations"),
 }
 # What is wrong with the arguments, files, packages or the machine; everything else is an error in this program.

@@ -43,10 +43,11 @@ def book():
 
 @pytest.fixture(autouse=True)
 def strictness(request):
-    """Refuse implicit promotion, except where optax and other libraries' layers rely on it."""
+    """Refuse implicit promotion, except where optax, other libraries' layers and learners rely on it."""
     if {request.path.parent.name, request.path.stem} & {
         "training",
         "benchmark",
+        "exercises",
         "test_adapters",
         "test_convert",
         "test_nnx",

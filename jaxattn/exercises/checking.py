@@ -1,0 +1,154 @@
+"""How a learner's function is checked, and how its mistake gets a name.
+
+The function is run on inputs on which all known mistakes give different results. Where it agrees with the right result,
+properties are checked that numbers alone do not show, such as gradients. Where it agrees with a known mistake, that is
+what was done. Otherwise the first property that fails is reported, and at last the entry that differs most.
+"""
+
+import dataclasses
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+Function = Callable[..., Any]
+Property = Callable[[Function], str | None]
+
+
+class WrongAnswerError(Exception):
+    """What is wrong with a learner's function, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+    """One function to fill in."""
+
+    name: str
+    cases: Sequence[tuple]
+    # What is right; and for each known mistake the sentence that a learner reads, and what it computes, in all its ways.
+    reference: Function | None = None
+    mistakes: Mapping[str, Function | tuple[Function, ...]] = dataclasses.field(default_factory=dict)
+    # Each returns a sentence where it does not hold.
+    properties: Sequence[Property] = ()
+    # Turns a result that is no array, such as a module, into numbers.
+    observe: Function = lambda result: result
+
+
+def check(function: Function, exercise: Exercise, file: str = "") -> str | None:
+    """Return what is wrong with a function, or None.
+
+    `file` is the learner's: errors name its line.
+    """
+    try:
+        return _find_mistake(_guarded(function, file), exercise)
+    except WrongAnswerError as wrong:
+        return str(wrong)
+
+
+def _find_mistake(function: Function, exercise: Exercise) -> str | None:
+    if exercise.reference is not None:
+        results = [numbers(exercise.observe(function(*args))) for args in exercise.cases]
+        expected = [numbers(exercise.reference(*args)) for args in exercise.cases]
+        if not all(map(same, results, expected)):
+            return (
+                _named_mistake(results, exercise)
+                or _failed_property(function, exercise)
+                or _difference(results, expected)
+            )
+    return _failed_property(function, exercise)
+
+
+def _named_mistake(results: Sequence[Any], exercise: Exercise) -> str | None:
+    for sentence, mistakes in exercise.mistakes.items():
+        for mistake in mistakes if isinstance(mistakes, tuple) else (mistakes,):
+            computed = [attempt(mistake, args) for args in exercise.cases]
+            if all(map(same, results, computed)):
+                return sentence
+    return None
+
+
+def _failed_property(function: Function, exercise: Exercise) -> str | None:
+    return next((sentence for holds in exercise.properties if (sentence := holds(function)) is not None), None)
+
+
+def _guarded(function: Function, file: str) -> Function:
+    """Give a function JAX's arrays, and turn what it raises into a sentence with the learner's line.
+
+    Errors of tracers pass: they mean that JAX cannot differentiate it.
+    """
+
+    def run(*args: Any) -> Any:
+        args = jax.tree.map(lambda arg: jnp.asarray(arg) if isinstance(arg, np.ndarray) else arg, args)
+        try:
+            result = function(*args)
+        except NotImplementedError:
+            raise WrongAnswerError("is still to be filled in") from None
+        except (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError):
+            raise
+        except (Exception, SystemExit) as error:
+            raise WrongAnswerError(explain_error(error, file)) from error
+        if result is None:
+            raise WrongAnswerError("returns nothing: end it with return")
+        return result
+
+    return run
+
+
+def explain_error(error: BaseException, file: str) -> str:
+    """Say what was raised, and in which line of the learner's file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    message = (str(error).strip().splitlines() or [""])[0]
+    where = f" in line {lines[-1]}" if lines else ""
+    return f"raises {type(error).__name__}{where}" + (f": {message[:200]}" if message else "")
+
+
+def same(result: Any, expected: Any) -> bool:
+    """Return whether two trees of arrays agree to float32's accuracy; NaN equals NaN."""
+    if str(jax.tree.structure(result)) != str(jax.tree.structure(expected)):
+        return False
+    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs)
+
+
+def numbers(result: Any) -> PyTree:
+    """Return a tree of float64 arrays."""
+    try:
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result)
+    except (TypeError, ValueError):
+        raise WrongAnswerError(f"returns a {type(result).__name__} that holds no numbers") from None
+
+
+def attempt(mistake: Function, args: tuple) -> PyTree:
+    """Return what a mistake computes, or None where it cannot compute anything."""
+    with np.errstate(all="ignore"):
+        try:
+            return numbers(mistake(*args))
+        except (ValueError, IndexError, TypeError, WrongAnswerError):
+            return None
+
+
+def _difference(results: Sequence[Any], expected: Sequence[Any]) -> str:
+    """Describe the first case that differs: its structure, its shape, or its worst entry."""
+    result, right = next(pair for pair in zip(results, expected, strict=True) if not same(*pair))
+    if str(jax.tree.structure(result)) != str(jax.tree.structure(right)):
+        return f"returns {_outline(result)}, but {_outline(right)} is expected"
+    a, b = next(pair for pair in zip(jax.tree.leaves(result), jax.tree.leaves(right), strict=True) if not same(*pair))
+    if a.shape != b.shape:
+        return f"returns an array of shape {a.shape}, but {b.shape} is expected"
+    if not np.isfinite(a).all():
+        return f"returns {'NaN' if np.isnan(a).any() else 'inf'} at {_index(~np.isfinite(a))}"
+    at = np.unravel_index(np.argmax(np.abs(a - b)), a.shape)
+    return f"returns {a[at]:.4f} at {[int(i) for i in at]}, but {b[at]:.4f} is expected"
+
+
+def _index(where: Any) -> list[int]:
+    return [int(i) for i in np.argwhere(where)[0]]
+
+
+def _outline(tree: Any) -> str:
+    outline = jax.tree.map(lambda leaf: leaf.shape, tree)
+    return f"an array of shape {outline}" if isinstance(tree, np.ndarray) else str(outline)

@@ -1,0 +1,187 @@
+"""What is checked in the steps with random numbers: dropout, batches, stacked heads."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxattn.exercises.checking import Exercise, Function
+from jaxattn.exercises.numbers import attend, draw, tril
+from jaxattn.exercises.properties import agrees, causal, differs
+
+_RATE = 0.2
+_ONES = np.ones((60, 50), np.float32)
+
+
+def _keys(seed: int = 0) -> Any:
+    return jax.random.key(seed)
+
+
+def _rescaled(function: Function) -> str | None:
+    dropped = np.asarray(function(3 * _ONES, _RATE, _keys()), np.float64)
+    if dropped.shape != _ONES.shape:
+        return f"returns an array of shape {dropped.shape}, but the weights have {_ONES.shape}"
+    kept = dropped[dropped != 0]
+    if kept.size == 0:
+        return "drops every weight"
+    factors = np.unique(np.round(kept / 3, 4))
+    if len(factors) > 1:
+        return f"multiplies kept weights by different factors, such as {factors[0]} and {factors[-1]}"
+    factor, share = float(factors[0]), kept.size / dropped.size
+    if share == 1:
+        return "drops nothing"
+    known = {
+        1 / _RATE: "multiplies the survivors by 1 / rate: each stays the same on average with 1 / (1 - rate)",
+        1.0: "does not rescale the survivors: multiply them by 1 / (1 - rate)",
+        1 - _RATE: "multiplies the survivors by 1 - rate: divide by it",
+        1 / (1 - _RATE) ** 2: "rescales the survivors twice",
+    }
+    for wrong, sentence in known.items():
+        if abs(factor - wrong) < 1e-3:
+            return sentence
+    if abs(factor - 1 / (1 - _RATE)) > 1e-3:
+        return f"multiplies the survivors by {factor}, but 1 / (1 - rate) is {1 / (1 - _RATE)} here"
+    if abs(share - (1 - _RATE)) < 0.05:
+        return None
+    if abs(share - _RATE) < 0.05:
+        return "keeps each weight with probability rate: rate is the share that is dropped"
+    return f"drops a share of {1 - share:.2f}, but the rate is {_RATE}"
+
+
+def _drops_entries_one_by_one(function: Function) -> str | None:
+    kept = np.asarray(function(_ONES, 0.5, _keys())) != 0
+    for axis, word in ((0, "row"), (1, "column")):
+        if (kept == kept.take([0], axis)).all():
+            return f"drops the same entries in every {word}: draw for each entry, with weights.shape"
+        if (kept == kept.take([0], 1 - axis)).all():
+            return "drops whole rows or columns: draw for each entry, with weights.shape"
+    return None
+
+
+DROPOUT = Exercise(
+    name="dropout",
+    cases=[],
+    properties=[
+        _rescaled,
+        _drops_entries_one_by_one,
+        differs(
+            "drops the same entries with every key: draw with the key that is passed in",
+            lambda f: f(_ONES, 0.5, _keys(0)),
+            lambda f: f(_ONES, 0.5, _keys(1)),
+        ),
+        agrees(
+            "drops other entries each time, although the key is the same: draw with jax.random and the key",
+            lambda f: f(_ONES, 0.5, _keys()),
+            lambda f: f(_ONES, 0.5, _keys()),
+        ),
+        agrees("changes weights at a rate of 0", lambda f: f(_ONES, 0.0, _keys()), lambda f: _ONES),
+    ],
+)
+
+
+def _one(x: Any, wq: Any, wk: Any, wv: Any, mask: bool = True) -> Any:
+    allowed = tril(len(x)) if mask else None
+    return attend(x @ wq, x @ wk, x @ wv, scale=wk.shape[-1] ** -0.5, mask=allowed)
+
+
+_BATCH = draw(5, (3, 5, 6), (6, 4), (6, 4), (6, 4))
+
+
+def _as_one_sequence(x: Any, wq: Any, wk: Any, wv: Any, rate: float, key: Any) -> Any:
+    return _one(x.reshape(-1, x.shape[-1]), wq, wk, wv).reshape(*x.shape[:2], -1)
+
+
+def _twins(function: Function) -> Any:
+    x = np.stack([_BATCH[0][0]] * 2)
+    return np.asarray(function(x, *_BATCH[1:], 0.5, _keys()))
+
+
+BATCHED = Exercise(
+    name="batched_attention",
+    cases=[(*_BATCH, 0.0, _keys())],
+    reference=lambda x, wq, wk, wv, rate, key: np.stack([_one(e, wq, wk, wv) for e in x]),
+    mistakes={
+        "joins the examples to one long sequence: no example may attend to another": _as_one_sequence,
+        "maps over the tokens in place of the examples: in_axes=0 for x": (
+            lambda x, *a: np.stack([_one(x[:, t], *a[:3]) for t in range(x.shape[1])]),
+            lambda x, *a: np.stack([_one(x[:, t], *a[:3]) for t in range(x.shape[1])], 1),
+        ),
+        "returns the first example only": lambda x, *a: _one(x[0], *a[:3]),
+        "has the axes of examples and tokens swapped in the output": lambda x, *a: np.stack(
+            [_one(e, *a[:3]) for e in x], 1
+        ),
+        "averages over the examples": lambda x, *a: np.mean([_one(e, *a[:3]) for e in x], 0),
+        "lost the causal mask": lambda x, q, k, v, *_: np.stack([_one(e, q, k, v, mask=False) for e in x]),
+    },
+    properties=[
+        differs(
+            "uses one key for all examples, so that all drop the same entries: split the key",
+            lambda f: _twins(f)[0],
+            lambda f: _twins(f)[1],
+        ),
+        differs(
+            "drops nothing, or the same with every key: pass on keys split from the one that came",
+            lambda f: f(*_BATCH, 0.5, _keys(0)),
+            lambda f: f(*_BATCH, 0.5, _keys(1)),
+        ),
+        agrees(
+            "gives other results each time, although the key is the same",
+            lambda f: f(*_BATCH, 0.5, _keys(0)),
+            lambda f: f(*_BATCH, 0.5, _keys(0)),
+        ),
+    ],
+)
+
+_TOKENS, *_MATRICES = draw(6, (5, 6), *[(6, 4)] * 9)
+_HEADS = [tuple(_MATRICES[3 * h : 3 * h + 3]) for h in range(3)]
+_EQUAL = [_HEADS[0], _HEADS[0]]
+
+
+def _outputs(x: Any, heads: Any) -> list[Any]:
+    return [_one(x, *head) for head in heads]
+
+
+STACKED = Exercise(
+    name="stacked_heads",
+    cases=[(_TOKENS, _HEADS, 0.0, _keys())],
+    reference=lambda x, heads, rate, key: np.concatenate(_outputs(x, heads), -1),
+    mistakes={
+        "joins the heads in the wrong order: head 0 comes first": lambda x, h, *_: np.concatenate(
+            _outputs(x, h)[::-1], -1
+        ),
+        "adds the heads up: they stand side by side": lambda x, h, *_: np.sum(_outputs(x, h), 0),
+        "averages the heads: they stand side by side": lambda x, h, *_: np.mean(_outputs(x, h), 0),
+        "joins the heads along the tokens: join along the width, axis=-1": lambda x, h, *_: np.concatenate(
+            _outputs(x, h), 0
+        ),
+        "stacks the heads on an axis of their own: join along the width, axis=-1": (
+            lambda x, h, *_: np.stack(_outputs(x, h)),
+            lambda x, h, *_: np.stack(_outputs(x, h), -1),
+            lambda x, h, *_: np.stack(_outputs(x, h), -2),
+        ),
+        "interleaves the heads' features: the features of a head stay together": lambda x, h, *_: np.stack(
+            _outputs(x, h), -1
+        ).reshape(len(x), -1),
+        "mixes tokens and heads up: (H, T, D) needs a transpose before it is reshaped": lambda x, h, *_: np.stack(
+            _outputs(x, h)
+        ).reshape(len(x), -1),
+        "uses the first head every time": lambda x, h, *_: np.concatenate(_outputs(x, [h[0]] * len(h)), -1),
+        "returns the first head only": lambda x, h, *_: _outputs(x, h)[0],
+        "returns the last head only": lambda x, h, *_: _outputs(x, h)[-1],
+    },
+    properties=[
+        causal(_TOKENS, _HEADS, 0.0, _keys()),
+        differs(
+            "uses one key for all heads, so that all drop the same entries: split the key",
+            lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, :4],
+            lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, 4:],
+        ),
+        differs(
+            "drops nothing, or the same with every key: pass on keys split from the one that came",
+            lambda f: f(_TOKENS, _HEADS, 0.5, _keys(0)),
+            lambda f: f(_TOKENS, _HEADS, 0.5, _keys(1)),
+        ),
+    ],
+)
+
+__all__ = ["BATCHED", "DROPOUT", "STACKED"]
