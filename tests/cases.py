@@ -71,6 +71,18 @@ def draw_mask(kind, batch, T, S, H, seed):
     }[kind]
 
 
+def kept_factors(batch, H, T, S, rate, key):
+    """What dropout multiplies the weights with: which entries the dense kernel keeps, and 1 / (1 - rate) for these.
+
+    Statistics of the entries are tested in `test_attention.py`. With queries of 0 and the identity for values, the
+    context is the weights after dropout, and all are alike before it.
+    """
+    query, keys = jnp.zeros((*batch, T, H, 1)), jnp.zeros((*batch, S, 1, 1))
+    identity = jnp.broadcast_to(jnp.eye(S)[:, None], (*batch, S, 1, S))
+    kept = KERNELS["dense"](query, keys, identity, dropout_rate=rate, dropout_key=key)  # (..., T, H, S)
+    return np.where(np.swapaxes(kept, -3, -2) > 0, 1 / (1 - rate), 0)
+
+
 def lowered(platform, T, S=None, H=8, mask=None, dtype=jnp.bfloat16, **options):
     """Return the program that runs on a platform."""
     query, key = (jax.ShapeDtypeStruct((2, n, H, 64), dtype) for n in (T, S or T))

@@ -79,6 +79,29 @@ def test_the_weights_returned_are_those_before_dropout_and_the_context_those_aft
     assert not np.allclose(plain, dropped)
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_entries_drop_at_the_rate_and_independently_of_all_others(rate):
+    B, H, T, S = 3, 4, 128, 96
+    query, keys = jnp.zeros((B, T, H, 1)), jnp.zeros((B, S, 2, 1))
+    identity = jnp.broadcast_to(jnp.eye(S)[:, None], (B, S, 2, S))
+    kept = dot_product_attention(query, keys, identity, dropout_rate=rate, dropout_key=jax.random.key(7))
+    kept = np.swapaxes(kept, 1, 2) * S  # (B, H, T, S): weights of 1 / S before dropout
+    np.testing.assert_allclose(np.unique(kept.round(4)), [0, 1 / (1 - rate)], atol=1e-4)
+    dropped, deviation = (kept == 0).astype(float), (rate * (1 - rate)) ** 0.5
+    # The share of all entries, of each example, head, query and key, and of each lane of a vector register.
+    for axes in [(0, 1, 2, 3), (1, 2, 3), (0, 2, 3), (2, 3), (0, 1, 3), (0, 1, 2)]:
+        shares = dropped.mean(axes)
+        assert np.abs(shares - rate).max() < 5 * deviation * (shares.size / dropped.size) ** 0.5
+    for lanes in (2, 4, 8, 16):
+        shares = dropped.reshape(-1, lanes).mean(0)
+        assert np.abs(shares - rate).max() < 5 * deviation * (lanes / dropped.size) ** 0.5
+    # Two examples, heads, queries or keys at any distance: both drop as often as independent ones do.
+    for axis in range(4):
+        for distance in range(1, min(dropped.shape[axis], 20)):
+            both = (dropped * np.roll(dropped, distance, axis)).mean()
+            assert abs(both - rate**2) < 5 * rate * (1 - rate**2) ** 0.5 / dropped.size**0.5
+
+
 def test_the_causal_mask_stays_with_dropout_and_with_returned_weights():
     query, key, value = draw_heads(0, T=7)
     for rate in (0.0, 0.5):

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import draw
+from cases import draw, kept_factors
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attend
 
-from jaxattn import AttentionLayer, MultiHeadAttention, assert_causal, dropout, masks
+from jaxattn import AttentionLayer, MultiHeadAttention, assert_causal, masks
 from jaxattn.rotary import rotate
 
 
@@ -97,7 +97,7 @@ def test_every_combination_equals_float64_written_out(
     factors = None
     if rate and steps is None:
         options |= {"deterministic": False, "dropout_key": jax.random.key(seed % 1000)}
-        factors = dropout(jnp.ones((*batch, 4, T, T)), rate, options["dropout_key"])
+        factors = kept_factors(batch, 4, T, T, rate, options["dropout_key"])
     expected = written_out(
         params, x, 4, K, base=base, positions=positions, normalize=normalize, mask=allowed, factors=factors
     )

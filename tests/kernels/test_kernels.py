@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, patched, relative_error
+from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, kept_factors, patched, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxattn import assert_causal, dropout, masks
+from jaxattn import assert_causal, masks
 from jaxattn.benchmark import cases as benchmark
 from jaxattn.kernels import blocks, choice, small
 
@@ -60,8 +60,7 @@ def test_context_and_gradients_equal_float64_written_out(kernel, batch, T, S, K,
         mask_array = mask.with_heads().array(T, S) if isinstance(mask, masks.Mask) else mask
     factors = None
     if rate:
-        # What dropout does to weights of 1, entry by entry, by the steps that are tested against their own oracle.
-        factors = dropout(jnp.ones((*batch, H, T, S)), rate, options["dropout_key"])
+        factors = kept_factors(batch, H, T, S, rate, options["dropout_key"])
     context, vjp = jax.vjp(
         lambda *inputs: KERNELS[kernel](*inputs[:3], mask, bias=inputs[3], **options), query, key, value, bias
     )
@@ -211,6 +210,17 @@ def test_vmap_drops_other_entries_for_each_key(attend):
     keys = jax.random.split(jax.random.key(0), 3)
     run = lambda f: jax.vmap(lambda k: f(query, key, value, dropout_rate=0.5, dropout_key=k))(keys)  # noqa: E731
     chex.assert_trees_all_close(run(attend), run(KERNELS["dense"]), atol=1e-5)
+
+
+def test_every_kernel_keeps_the_entries_that_dense_keeps_and_scales_them_by_one_over_one_minus_rate(attend):
+    (B, T, S, H), rate, key = (2, 40, 70, 4), 0.3, jax.random.key(3)
+    query, keys = jnp.zeros((B, T, H, 4)), jnp.zeros((B, S, 2, 4))
+    identity = jnp.broadcast_to(jnp.eye(S)[:, None], (B, S, 2, S))
+    kept = attend(query, keys, identity, masks.Causal(S - T), dropout_rate=rate, dropout_key=key)
+    before = np.tri(T, S, S - T) / (np.arange(T)[:, None] + S - T + 1)  # uniform over the keys that are not masked
+    factors = kept_factors((B,), H, T, S, rate, key)
+    assert abs((factors > 0).mean() - 0.7) < 0.02
+    np.testing.assert_allclose(np.swapaxes(kept, 1, 2), factors * before, atol=1e-6)
 
 
 def test_fully_masked_rows_are_zero_with_zero_gradients(attend):

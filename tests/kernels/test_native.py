@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import MASKS, draw, draw_heads, draw_mask, relative_error
+from cases import MASKS, draw, draw_heads, draw_mask, kept_factors, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxattn import dot_product_attention, dropout, explain_implementation, masks
+from jaxattn import dot_product_attention, explain_implementation, masks
 from jaxattn.kernels.native import library
 
 attend = functools.partial(dot_product_attention, implementation="native")
@@ -49,7 +49,7 @@ def test_all_widths_blocks_and_types_equal_float64(sizes, heads, widths, kind, b
     if bias is not None:
         (bias,) = draw(seed + 2, tuple(1 if one else n for one, n in zip(bias, (H, T, S), strict=True)))
     options = {"dropout_rate": rate, "dropout_key": jax.random.key(seed) if rate else None}
-    factors = dropout(jnp.ones((H, T, S)), rate, options["dropout_key"]) if rate else None
+    factors = kept_factors((), H, T, S, rate, options["dropout_key"]) if rate else None
 
     def run(query, key, value, bias):
         return attend(query, key, value, mask, bias=bias, **options)
