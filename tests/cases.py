@@ -77,9 +77,10 @@ def kept_factors(batch, H, T, S, rate, key):
     Statistics of the entries are tested in `test_attention.py`. With queries of 0 and the identity for values, the
     context is the weights after dropout, and all are alike before it.
     """
-    query, keys = jnp.zeros((*batch, T, H, 1)), jnp.zeros((*batch, S, 1, 1))
-    identity = jnp.broadcast_to(jnp.eye(S)[:, None], (*batch, S, 1, S))
-    kept = KERNELS["dense"](query, keys, identity, dropout_rate=rate, dropout_key=key)  # (..., T, H, S)
+    query, keys = np.zeros((*batch, T, H, 1), np.float32), np.zeros((*batch, S, 1, 1), np.float32)
+    identity = np.broadcast_to(np.eye(S, dtype=np.float32)[:, None], (*batch, S, 1, S))
+    attend = jax.jit(functools.partial(KERNELS["dense"], dropout_rate=rate))
+    kept = attend(query, keys, identity, dropout_key=key)  # (..., T, H, S)
     return np.where(np.swapaxes(kept, -3, -2) > 0, 1 / (1 - rate), 0)
 
 
