@@ -125,6 +125,18 @@ def test_dropout_follows_its_key_alone():
     np.testing.assert_array_equal(dropout(weights, 0.0, jax.random.key(0)), weights)
 
 
+def test_dropout_takes_a_single_row_too():
+    kept = dropout(jnp.ones(1000), 0.25, jax.random.key(0))
+    np.testing.assert_allclose(np.unique(kept), [0, 4 / 3], rtol=1e-6)
+
+
+def test_without_keys_there_are_no_weights_and_the_context_is_zero():
+    scores = attention_scores(jnp.ones((3, 4)), jnp.ones((0, 4)))
+    weights = attention_weights(scores)
+    assert weights.shape == (3, 0)
+    np.testing.assert_array_equal(context_vectors(weights, jnp.ones((0, 2))), np.zeros((3, 2)))
+
+
 def test_vmap_with_split_keys_drops_other_entries_in_each_example():
     kept = jax.vmap(lambda key: dropout(jnp.ones((10, 10)), 0.5, key))(jax.random.split(jax.random.key(0), 6))
     for i in range(6):
@@ -143,6 +155,7 @@ X = jnp.ones((3, 4))
         (lambda: attention_scores(X, X.astype(jnp.bfloat16)), TypeError, "query float32, key bfloat16.*astype"),
         (lambda: attention_scores(X[None], X), ValueError, "leading axes"),
         (lambda: attention_scores(X[0], X), ValueError, r"query has shape \(4,\)"),
+        (lambda: attention_weights(X[0]), ValueError, r"scores has shape \(4,\)"),
         (lambda: attention_weights(X, jnp.ones((3, 4))), TypeError, "mask has dtype float32.*True = may attend"),
         (lambda: attention_weights(X, jnp.ones((3, 4), int)), TypeError, "mask has dtype int32.*astype"),
         (lambda: attention_weights(X, jnp.ones((2, 4), bool)), ValueError, r"mask has shape \(2, 4\).*\(3, 4\)"),

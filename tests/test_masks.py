@@ -64,6 +64,22 @@ def test_jit_keeps_the_band_of_a_causal_mask():
     assert bands == [masks.Band(last=0)]
 
 
+@pytest.mark.parametrize("first", [None, -3, 0, 2])
+@pytest.mark.parametrize("last", [None, -3, 0, 1])
+def test_a_band_counts_its_keys_and_is_the_same_from_the_side_of_a_key(first, last):
+    band = masks.Band(first, last)
+    inside = lambda band, distance: (  # noqa: E731
+        (band.first is None or distance >= band.first) and (band.last is None or distance <= band.last)
+    )
+    distances = range(-10, 11)
+    if None in (first, last):
+        assert band.width is None
+    else:
+        assert band.width == sum(inside(band, distance) for distance in distances)
+    for distance in distances:
+        assert inside(band.transposed, -distance) == inside(band, distance)
+
+
 @pytest.mark.parametrize("offset", [2**31 - 1, -(2**31), 2**40, -(2**40), np.uint32(2**32 - 1), np.int32(2**31 - 1)])
 def test_offsets_lengths_and_sizes_beyond_every_sequence_do_not_overflow(offset):
     with jax.enable_x64(isinstance(offset, np.generic)):

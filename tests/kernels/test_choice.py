@@ -97,6 +97,12 @@ def test_the_explanation_is_that_of_the_platform_on_which_the_arrays_lie(monkeyp
     assert "cudnn does not: needs an NVIDIA GPU, and this is a rocm" in explain_implementation(heads, heads, heads)
 
 
+def test_a_call_without_queries_or_keys_is_explained():
+    heads, none = jnp.zeros((1, 5, 2, 8)), jnp.zeros((1, 0, 2, 8))
+    for query, key in ((none, heads), (heads, none), (none, none)):
+        assert explain_implementation(query, key, key).startswith("dense runs: ")
+
+
 def test_dense_is_chosen_for_few_scores_per_head_and_for_few_in_all():
     def chosen(B, T, H):
         heads = jax.ShapeDtypeStruct((B, T, H, 8), jnp.float32)
@@ -137,6 +143,13 @@ def test_an_export_may_leave_the_number_of_tokens_open():
     exported = export.export(jax.jit(lambda q: dot_product_attention(q, q, q, masks.Causal())))(shape)
     (query,) = draw(0, (2, 30, 2, 4))
     chex.assert_trees_all_close(exported.call(query), KERNELS["dense"](query, query, query, masks.Causal()), atol=1e-6)
+    keys = jax.ShapeDtypeStruct((2, *export.symbolic_shape("s"), 2, 4), jnp.float32)
+    exported = export.export(jax.jit(lambda q, k: dot_product_attention(q, k, k)))(
+        jax.ShapeDtypeStruct(query.shape, query.dtype), keys
+    )
+    chex.assert_trees_all_close(
+        exported.call(query, query[:, :7]), KERNELS["dense"](query, *[query[:, :7]] * 2), atol=1e-6
+    )
     with pytest.raises(ValueError, match="blockwise' needs numbers of tokens"):
         export.export(jax.jit(lambda q: KERNELS["blockwise"](q, q, q)))(shape)
 
