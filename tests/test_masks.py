@@ -39,6 +39,16 @@ def test_masks_of_a_batch_and_arrays_combine():
     assert (lengths & ids & masks.Causal()).with_heads().array(3, 3).shape == (2, 1, 3, 3)
 
 
+def test_an_array_as_a_mask_masks_as_the_array_does():
+    array = jax.random.bernoulli(jax.random.key(0), 0.5, (2, 1, 3, 3))
+    for scores in (jax.random.normal(jax.random.key(1), (2, 4, 3, 3)), jnp.zeros((2, 1, 3, 3))):
+        np.testing.assert_array_equal(attention_weights(scores, masks.as_mask(array)), attention_weights(scores, array))
+        np.testing.assert_array_equal(
+            attention_weights(scores, masks.as_mask(array) & masks.Causal()),
+            attention_weights(scores, array & jnp.tril(jnp.ones((3, 3), bool))),
+        )
+
+
 def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
     ids = jnp.array([[0, 0, 1], [0, 1, 1]])
     mask = jax.jit(lambda mask: mask.array(3, 3))(masks.Causal(jnp.array(1)) & masks.Segments(ids))
