@@ -55,6 +55,13 @@ def test_a_batched_mask_holds_for_every_head_of_its_example(mask):
     chex.assert_trees_all_close(context, each, atol=1e-6)
 
 
+@pytest.mark.parametrize("D", [1, 2, 16])
+def test_the_scale_is_one_over_the_root_of_the_width(D):
+    query, key, value = draw_heads(0, T=3, D=D)
+    expected = attend(query, key, value, scale=1 / np.sqrt(D))[0]
+    assert relative_error(dot_product_attention(query=query, key=key, value=value, mask=None), expected) < 4e-6
+
+
 def test_agrees_with_jax_nn_where_both_are_defined():
     query, key, value = draw_heads(0, D_v=4, T=7)
     expected = jax.nn.dot_product_attention(query, key, value, is_causal=True)

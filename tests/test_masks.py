@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -37,6 +38,85 @@ def test_masks_of_a_batch_and_arrays_combine():
         (np.asarray(array) | ids).array(3, 3), np.asarray(array) | np.asarray(ids.array(3, 3))
     )
     assert (lengths & ids & masks.Causal()).with_heads().array(3, 3).shape == (2, 1, 3, 3)
+
+
+@pytest.mark.parametrize("offset", [-2, 0, 3])
+def test_a_shifted_mask_is_the_mask_of_queries_further_on(offset):
+    segments, lengths = masks.Segments(jnp.arange(6) // 2), masks.Lengths(jnp.array(4))
+    causal, window = masks.Causal(1), masks.SlidingWindow(2, 1)
+    for shift in (offset, jnp.asarray(offset)):
+        for mask, expected in (
+            (causal, masks.Causal(1 + offset)),
+            (window, masks.SlidingWindow(2, 1 + offset)),
+            (segments, segments),  # names tokens, not positions
+            (lengths, lengths),
+            (causal & segments, masks.Causal(1 + offset) & segments),
+            (window | lengths, masks.SlidingWindow(2, 1 + offset) | lengths),
+        ):
+            np.testing.assert_array_equal(mask.shifted(shift).array(6, 6), expected.array(6, 6))
+
+
+@pytest.mark.parametrize(
+    ("mask", "band"),
+    [
+        (masks.Causal(2), (None, 2)),
+        (masks.SlidingWindow(3, 1), (-1, 1)),
+        (masks.Causal(jnp.array(2)), (None, None)),
+        (masks.SlidingWindow(3, jnp.array(1)), (None, None)),
+        (masks.Lengths(4), (None, None)),
+        (masks.Lengths(4) & masks.Lengths(5), (None, None)),
+        (masks.Causal(2) & masks.Lengths(4), (None, 2)),
+        (masks.Causal(2) | masks.Lengths(4), (None, None)),
+        (masks.Causal(2) & masks.Causal(-1), (None, -1)),
+        (masks.Causal(2) | masks.Causal(-1), (None, 2)),
+        (masks.SlidingWindow(3, 1) & masks.SlidingWindow(3, 2), (0, 1)),
+        (masks.SlidingWindow(3, 1) | masks.SlidingWindow(3, 2), (-1, 2)),
+        (masks.SlidingWindow(3, 1) | masks.Causal(0), (None, 1)),
+    ],
+    ids=str,
+)
+def test_the_band_of_a_mask_holds_all_its_keys_and_no_more_than_it_knows(mask, band):
+    assert mask.band() == band
+    queries, keys = np.nonzero(np.asarray(mask.array(6, 6)))
+    distances = keys - queries
+    assert band[0] is None or (distances >= band[0]).all()
+    assert band[1] is None or (distances <= band[1]).all()
+
+
+def test_masks_cannot_be_changed():
+    array = jnp.ones((3, 3), bool)
+    for mask in (
+        masks.Causal(),
+        masks.SlidingWindow(2),
+        masks.Lengths(2),
+        masks.Segments(jnp.arange(3)),
+        masks.ArrayMask(array),
+        masks.Causal() & array,
+        masks.Causal() | array,
+    ):
+        for field in dataclasses.fields(mask):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(mask, field.name, 1)
+
+
+def test_masks_combine_with_none_which_allows_everything():
+    array, causal = jnp.array([[True, False, True]] * 3), masks.Causal()
+    assert masks.combine(None, None) is None
+    assert masks.combine(causal, None) is masks.combine(None, causal) is causal
+    for first, second in ((None, array), (array, None), (array, array)):
+        np.testing.assert_array_equal(masks.combine(first, second).array(3, 3), array)
+    both = np.asarray(array) & np.tri(3, dtype=bool)
+    for first, second in ((causal, array), (array, causal)):
+        np.testing.assert_array_equal(masks.combine(first, second).array(3, 3), both)
+
+
+def test_blocks_of_other_documents_are_skipped_where_ids_are_in_order():
+    ids = jnp.array([0, 0, 1, 1, 1, 1, 3, 3])
+    segments = masks.Segments(ids.reshape(4, 2, 1, 1), ids.reshape(1, 1, 4, 2))
+    places = jnp.arange(8)
+    expected = np.asarray(ids)[::2, None] == np.asarray(ids)[None, ::2]
+    came = segments.block_mask(places.reshape(4, 2, 1, 1), places.reshape(1, 1, 4, 2))
+    np.testing.assert_array_equal(came, expected)
 
 
 def test_an_array_as_a_mask_masks_as_the_array_does():
@@ -160,6 +240,7 @@ def attend(mask):
             ValueError,
             r"\(2, 3, 3\).*\(5, 3, 3\)",
         ),
+        (lambda: attention_weights(HEADS[0, 0], masks.Segments(jnp.array(1))), ValueError, r"ids has shape \(\)"),
         (lambda: attention_weights(HEADS, PADDING), ValueError, r"write mask\[:, None, None, :\]"),
         (lambda: attention_weights(HEADS[0], PADDING), ValueError, r"write mask\[:, None, :\]"),
         (lambda: attention_weights(HEADS[0, 0], PADDING[0, :2]), ValueError, "give both the same batch"),

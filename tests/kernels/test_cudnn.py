@@ -66,6 +66,30 @@ def test_what_cudnn_is_asked_for_is_what_dense_computes(nvidia, kind):
     assert relative_error(context, attend64(query, key, value, mask_array(kind))[0]) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("kind", "is_causal", "window", "lengths"),
+    [
+        ("none", False, None, None),
+        ("causal", True, None, None),
+        ("window", True, (4, 0), None),
+        ("one key", True, (0, 0), None),
+        ("lengths", False, None, [3, 1, 64, 64, 1, 1]),  # at least one key, and no more than there are
+        ("causal lengths", True, None, [3, 1, 64, 64, 1, 2]),
+        ("lengths causal", True, None, [17] * 6),
+    ],
+)
+def test_cudnn_gets_these_options(nvidia, kind, is_causal, window, lengths):
+    query, key, value = draw_heads(0, (2, 3), 64, 64, H=4, K=2, D=16, D_v=16, dtype=jnp.bfloat16)
+    with jax.disable_jit():
+        cudnn.forward(on_cuda(query, key, value, CUDNN_MASKS[kind]))
+    options = nvidia[-1]
+    assert options["scale"] == 0.25
+    assert options["is_causal"] == is_causal
+    assert options["local_window_size"] == window
+    keys = options["key_value_seq_lengths"]
+    assert (None if keys is None else keys.tolist()) == lengths
+
+
 def mask_array(kind):
     mask = CUDNN_MASKS[kind]
     return None if mask is None else mask.with_heads().array(64, 64)

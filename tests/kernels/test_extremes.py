@@ -9,7 +9,7 @@ import pytest
 from cases import KERNELS, draw, patched
 
 from jaxattn import masks
-from jaxattn.kernels import blocks, choice
+from jaxattn.kernels import blocks, choice, softmax
 from jaxattn.kernels.call import checked_call
 
 
@@ -85,6 +85,31 @@ def test_scales_below_zero_and_of_zero(attend, scale):
     expected = float64(query, key, value, gradient, scale=scale)
     for a, b in zip(came, expected, strict=True):
         assert np.abs(a - b).max() < 4e-6 * max(1, abs(scale)) * max(1, np.abs(b).max())
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, 1e30])
+def test_the_logsumexps_of_two_sets_of_keys_join_to_that_of_both(size):
+    one = checked_call(*[jnp.ones((1, 1, 4))] * 3, scale=0.5)
+    first, second = draw(0, (6, 5), (6, 3))
+    scores = [
+        jnp.where(jnp.arange(6)[:, None] % 3 == row, -jnp.inf, array * size) for row, array in ((0, first), (2, second))
+    ]
+    scores[1] = scores[1].at[3].set(-jnp.inf)  # row 3 may attend to nothing, and rows 0, 2 and 5 to one set alone
+
+    def logsumexp(scores):
+        largest = jnp.maximum(scores.max(-1), jnp.finfo(jnp.float32).min)
+        return softmax.LogSumExp.of(largest, softmax.exponentials(one, scores, largest[:, None]).sum(-1))
+
+    joined, *shares = softmax.join(one, *map(logsumexp, scores))
+    exponents = np.concatenate([np.asarray(array, np.float64) for array in scores], -1) / 2
+    largest = exponents.max(-1, initial=-1e300, keepdims=True)
+    weights = np.exp(exponents - largest)
+    total = weights.sum(-1, keepdims=True)
+    weights /= np.where(total == 0, 1, total)
+    for share, expected in zip(shares, (weights[:, :5], weights[:, 5:]), strict=True):
+        np.testing.assert_allclose(share, expected.sum(-1), rtol=1e-5, atol=1e-6)
+    again = softmax.weights_from(one, jnp.concatenate(scores, -1), jax.tree.map(lambda rows: rows[:, None], joined))
+    np.testing.assert_allclose(again, weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"dense", "small"}))
