@@ -125,7 +125,7 @@ def test_an_array_as_a_mask_masks_as_the_array_does():
         np.testing.assert_array_equal(attention_weights(scores, masks.as_mask(array)), attention_weights(scores, array))
         np.testing.assert_array_equal(
             attention_weights(scores, masks.as_mask(array) & masks.Causal()),
-            attention_weights(scores, array & jnp.tril(jnp.ones((3, 3), bool))),
+            attention_weights(scores, array & jnp.tril(jnp.ones((1, 1, 3, 3), bool))),
         )
 
 
