@@ -75,6 +75,40 @@ def test_masked_blocks_are_skipped_inside_the_range_of_keys_too(mask, most):
 
 
 @pytest.mark.parametrize(
+    "mask",
+    [
+        masks.SlidingWindow(20, 30),
+        masks.SlidingWindow(3, -40),
+        masks.Causal(-70),
+        masks.SlidingWindow(40) | masks.SlidingWindow(5, 50),
+        masks.SlidingWindow(50, 7) & masks.Segments(jnp.arange(160) // 60, jnp.arange(192) // 60),
+        masks.Lengths(jnp.array(65)),
+        None,
+    ],
+)
+def test_each_unmasked_entry_lies_in_one_planned_block_and_no_planned_block_is_empty(monkeypatch, mask):
+    monkeypatch.setattr(blocks, "SIDE", 32)
+    query, key = jnp.zeros((1, 160, 1, 8)), jnp.zeros((1, 192, 1, 8))
+    call = checked_call(query, key, key, mask)
+    allowed = np.ones((160, 192), bool) if mask is None else np.asarray(mask.array(160, 192))
+    for outer_is_query, rows in ((True, allowed), (False, allowed.T)):
+        chosen = blocks.choose_blocks(call, *rows.shape)
+        planned = plan.plan_blocks(call, chosen, outer_is_query)
+        for outer, block in enumerate(np.split(rows, chosen.outer_count)):
+            heads, _ = chosen.at(outer)
+            count, first = planned.blocks_of(heads, outer)
+            starts = [int(first(step)) for step in range(int(count))]
+            assert starts == sorted(starts)
+            computed = np.zeros(rows.shape[1], int)
+            for start in starts:
+                computed[start : start + chosen.inner] += 1
+                assert start + chosen.inner <= rows.shape[1]
+                assert block[:, start : start + chosen.inner].any()
+            assert (computed[block.any(0)] == 1).all()
+            assert computed.max(initial=0) <= 1
+
+
+@pytest.mark.parametrize(
     "derive",
     [
         lambda f, x: jax.jvp(f, (x,), (x,)),

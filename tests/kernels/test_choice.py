@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cases import KERNELS, draw, lowered, relative_error
 from jax import export
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxattn import dot_product_attention, explain_implementation, masks
 from jaxattn.kernels import blocks, blockwise, call, choice, platforms, small
@@ -81,6 +82,22 @@ def test_where_the_data_lies_decides_and_rocm_is_not_cuda(monkeypatch):
     assert platforms.platform_of(on("gpu", "rocm 60300")) == "rocm"
     with jax.default_device("cpu"):
         assert jax.eval_shape(lambda x: jnp.zeros(len(platforms.platform_of(x))), jnp.ones(3)).shape == (3,)
+
+
+def test_a_program_is_on_one_device_if_there_is_one_or_shard_map_has_all_mesh_axes(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda backend=None: {None: 8, "cpu": 1}[backend])
+    assert platforms.device_count("cpu") == 1
+    assert platforms.on_one_device("cpu")
+    assert platforms.device_count("tpu") == platforms.device_count("cuda") == 8
+    assert not platforms.on_one_device("tpu")
+    mesh, answers = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2), []
+    note = lambda x: answers.append([platforms.on_one_device(name) for name in ("cpu", "tpu")]) or x  # noqa: E731
+    spec = PartitionSpec()
+    with jax.set_mesh(mesh):
+        jax.make_jaxpr(note)(jnp.ones(2))
+        for axes in ({"data"}, {"data", "model"}):
+            jax.make_jaxpr(jax.shard_map(note, axis_names=axes, in_specs=spec, out_specs=spec))(jnp.ones(2))
+    assert answers == [[True, False], [True, False], [True, True]]
 
 
 def test_the_explanation_is_that_of_the_platform_on_which_the_arrays_lie(monkeypatch):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jaxattn.training.devices import make_mesh
 from jaxattn.training.evaluation import make_mean_loss
 from jaxattn.training.sharding import state_sharding
 from jaxattn.training.step import (
+    choose_microbatches,
     init_state,
     make_optimizer,
     make_schedule,
@@ -189,6 +192,23 @@ def test_heads_and_feed_forward_layers_are_split_over_the_axis_model_with_their_
         assert ("model" in sharding.spec) == (name in split), (name, sharding)
         found += name in split
     assert found == 3 * len(split)  # the parameters and AdamW's two moments
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_microbatch_is_the_largest_that_fits_the_caches_of_a_cpu_and_divides_the_examples(devices):
+    def choose(examples, context_length, requested=0, platform="cpu"):
+        device = SimpleNamespace(platform=platform)
+        mesh = SimpleNamespace(shape={"data": devices}, devices=np.array([device] * devices))
+        return choose_microbatches(examples * devices, context_length, mesh, requested)
+
+    # 256 tokens fit: 8 sequences of 32.
+    assert [choose(examples, 32) for examples in (1, 8, 9, 16, 24, 10, 13)] == [1, 1, 3, 2, 3, 2, 13]
+    assert [choose(6, length) for length in (32, 64, 128, 129, 256, 1024)] == [1, 2, 3, 6, 6, 6]
+    assert choose(64, 1024, platform="tpu") == 1
+    assert choose(12, 32, requested=3) == 3
+    assert choose(12, 1024, requested=1) == 1
+    with pytest.raises(ValueError, match="--accumulate 5 does not divide the 12 sequences"):
+        choose(12, 32, requested=5)
 
 
 def test_the_step_donates_its_state():
