@@ -1,6 +1,6 @@
 """The public names of jaxattn, which `jaxattn/__init__.py` passes on."""
 
-from jaxattn import masks
+from jaxattn import biases, masks
 from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
 from jaxattn.attention import dot_product_attention, explain_implementation
 from jaxattn.functional import (
@@ -37,6 +37,7 @@ __all__ = [
     "assert_causal",
     "attention_scores",
     "attention_weights",
+    "biases",
     "context_vectors",
     "dot_product_attention",
     "dropout",

@@ -18,7 +18,8 @@ from jaxattn.kernels.native import library
 
 def small(*args, **options):
     """Run the kernel for few scores, at any size."""
-    return transforms.attend(dataclasses.replace(checked_call(*args, **options), implementation="small"))
+    context, *lse = transforms.attend(dataclasses.replace(checked_call(*args, **options), implementation="small"))
+    return (context, *lse) if lse else context
 
 
 KERNELS = {

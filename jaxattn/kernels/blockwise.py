@@ -23,7 +23,7 @@ from jaxattn.kernels.blockwise_backward import backward
 from jaxattn.kernels.call import AttentionCall
 from jaxattn.kernels.online import Results, Sums
 from jaxattn.kernels.plan import Plan, plan_blocks
-from jaxattn.kernels.softmax import LogSumExp, as_factor, product, signed_query
+from jaxattn.kernels.softmax import LogSumExp, as_factor, product, signed_query, with_sinks
 from jaxattn.kernels.tiles import Entries, key_columns, key_rows, pad_tokens, positions, query_rows
 
 __all__ = ["backward", "forward", "unsupported"]
@@ -44,7 +44,7 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     Where a query may attend to nothing, the context is 0 and the logsumexp is inf, so that all weights are 0.
     """
     if few_queries.unsupported(call) is None:
-        return few_queries.forward(call)
+        return with_sinks(call, *few_queries.forward(call))
     T, S, _, _ = call.sizes
     blocks = choose_blocks(call, outer=T, inner=S)
     queries, keys = blocks.outer_count * blocks.outer, blocks.inner_count * blocks.inner  # padded to whole blocks
@@ -58,7 +58,7 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     with call.matmul_precision():
         body = functools.partial(_attend_query_block, call, blocks, operands)
         results = lax.fori_loop(0, blocks.steps, body, Results.empty(call, queries, like=operands.query))
-    return results.first(T)
+    return with_sinks(call, *results.first(T))
 
 
 class _Operands(NamedTuple):
@@ -87,7 +87,7 @@ def _attend_query_block(
         entries = operands.entries.tile(heads, (first_query, first_key), (bq, bk))
         scores = product(call, query, key_t)  # (B, K, G, bq, bk)
         places = positions(first_query, bq)[:, None], positions(first_key, bk)[None, :]
-        scores = entries.masked(scores, call.scale, *places)
+        scores = entries.masked(call, scores, *places)
         dropped = functools.partial(entries.dropped, rate=call.dropout_rate)
         return sums.add(call, scores, lambda weights: product(call, as_factor(call, dropped(weights)), value))
 

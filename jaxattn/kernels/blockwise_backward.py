@@ -20,9 +20,19 @@ from jax.sharding import PartitionSpec
 
 from jaxattn.kernels.blocks import Blocks, HeadBlock, Index, choose_blocks
 from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.diagonals import sum_diagonals, unpad_diagonals
 from jaxattn.kernels.plan import Plan, plan_blocks
 from jaxattn.kernels.platforms import on_one_device
-from jaxattn.kernels.softmax import LogSumExp, as_factor, product, signed_query, weights_from
+from jaxattn.kernels.softmax import (
+    LogSumExp,
+    as_factor,
+    delta_of,
+    product,
+    signed_query,
+    sinks_gradient,
+    through_cap,
+    weights_from,
+)
 from jaxattn.kernels.tiles import (
     Entries,
     add,
@@ -52,15 +62,18 @@ class _Operands(NamedTuple):
     plan: Plan
 
 
-def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
-    """Return the gradients, from the results of the forward pass and the gradient of the context."""
+def backward(
+    call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array, lse_gradient: Array | None = None
+) -> Gradients:
+    """Return the gradients, from the results of the forward pass and their gradients."""
     T, S, _, _ = call.sizes
     blocks = choose_blocks(call, outer=S, inner=T)
-    operands = _pad(call, blocks, context, lse, gradient)
+    delta = delta_of(call, context, gradient, lse_gradient)
+    operands = _pad(call, blocks, delta, lse, gradient)
     zeros = _zeros(call, operands)
     with call.matmul_precision():
         body = functools.partial(_add_key_block, call, blocks, operands)
-        queries, key, value, bias = lax.fori_loop(0, blocks.steps, body, zeros)
+        queries, key, value, bias, diagonals = lax.fori_loop(0, blocks.steps, body, zeros)
     query = jnp.moveaxis(queries, -1, -3)[..., :T, :, :]  # (B, T, H, D)
     scale = jnp.asarray(call.scale, call.wide)
     return Gradients(
@@ -68,13 +81,14 @@ def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Arra
         (key[..., :S, :, :] * scale).astype(call.key.dtype),
         value[..., :S, :, :].astype(call.value.dtype),
         None if bias is None or call.bias is None else _unpad_bias(bias, call),
+        None if diagonals is None else unpad_diagonals(call, _join_heads(diagonals), operands.entries.queries),
+        sinks_gradient(call, context, lse, gradient, lse_gradient),
     )
 
 
-def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: LogSumExp, gradient: Array) -> _Operands:
+def _pad(call: AttentionCall, blocks: Blocks, delta: Array, lse: LogSumExp, gradient: Array) -> _Operands:
     """Pad all arrays to whole blocks, and transpose those that are read by columns."""
     queries, keys = blocks.inner_count * blocks.inner, blocks.outer_count * blocks.outer  # padded to whole blocks
-    delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
     gradient = pad_tokens(gradient, queries, axis=-3)
     key = pad_tokens(call.key, keys, axis=-3)
     # Padded queries have no weights, whatever their bias.
@@ -96,15 +110,15 @@ def _pad(call: AttentionCall, blocks: Blocks, context: Array, lse: LogSumExp, gr
 
 
 def _zeros(call: AttentionCall, operands: _Operands) -> Any:
-    """Return the gradients to add to: of the queries `(B, H, D, T)`, key, value and bias `(B, K, G, T, S)`."""
+    """Return the gradients to add to: of queries `(B, H, D, T)`, key, value, bias `(B, K, G, T, S)` and diagonals."""
     arrays = [operands.query_t, operands.key, operands.value]
     zeros = [full((*call.batch, *array.shape[-3:]), 0, operands.query, call.wide) for array in arrays]
-    bias = operands.entries.bias
-    if bias is None:
-        return *zeros, None
     # A bias that all examples share adds up, except over axes of `vmap`, which adds them up itself.
     mapped = call.mapped_axes
-    return *zeros, full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias, bias.dtype)
+    biases = operands.entries.bias, operands.entries.diagonals
+    return *zeros, *jax.tree.map(
+        lambda bias: full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias, bias.dtype), biases
+    )
 
 
 def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, step: Index, gradients: Any) -> Any:
@@ -116,32 +130,37 @@ def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, ste
     count, first_query_of = operands.plan.blocks_of(heads, column)
 
     def add_query_block(inner_step: Index, state: Any) -> Any:
-        of_key, of_value, of_queries, of_bias = state
+        of_key, of_value, of_queries, of_bias, of_diagonals = state
         first_query = first_query_of(inner_step)
         tile = functools.partial(query_columns, heads=heads, first=first_query, columns=bq)
         row_tile = functools.partial(query_rows, heads=heads, first=first_query, rows=bq)
         entries = operands.entries.tile(heads, (first_query, first_key), (bq, bk)).transposed()
         scores = product(call, key, tile(operands.query_t))  # (B, K, G, bk, bq)
         places = positions(first_query, bq)[None, :], positions(first_key, bk)[:, None]
-        scores = entries.masked(scores, call.scale, *places)
-        weights = weights_from(call, scores, jax.tree.map(tile, operands.lse))
+        weights = weights_from(call, entries.masked(call, scores, *places), jax.tree.map(tile, operands.lse))
         kept = as_factor(call, entries.dropped(weights, call.dropout_rate))
         of_value += product(call, kept, row_tile(operands.gradient))
         of_weights = entries.dropped(product(call, value, tile(operands.gradient_t)), call.dropout_rate)
-        of_scores = weights * (of_weights - tile(operands.delta))  # dSᵀ, (B, K, G, bk, bq)
-        factor = as_factor(call, of_scores)
+        of_logits = weights * (of_weights - tile(operands.delta))  # dSᵀ, (B, K, G, bk, bq)
+        factor = as_factor(call, through_cap(call, scores, of_logits))
         of_key += product(call, factor, row_tile(operands.query))
         of_queries = _add_queries(of_queries, product(call, key_t, factor), heads, first_query)
-        of_bias = _add_bias(of_bias, of_scores.swapaxes(-2, -1), heads, (first_query, first_key))
-        return of_key, of_value, of_queries, of_bias
+        of_entries = of_logits.swapaxes(-2, -1)
+        of_bias = _add_bias(of_bias, of_entries, (*heads.start, first_query, first_key))
+        if of_diagonals is not None:
+            lines = sum_diagonals(of_entries)  # (B, K, G, 1, bq + bk)
+            first = first_key - first_query + operands.entries.queries - bq
+            of_diagonals = _add_bias(of_diagonals, lines, (*heads.start, 0, first))
+        return of_key, of_value, of_queries, of_bias, of_diagonals
 
-    of_queries, of_key, of_value, of_bias = gradients
+    of_queries, of_key, of_value, of_bias, of_diagonals = gradients
     zeros = [full((*blocks.heads, bk, array.shape[-1]), 0, operands.query, call.wide) for array in (key, value)]
-    *tiles, of_queries, of_bias = lax.fori_loop(0, count, add_query_block, (*zeros, of_queries, of_bias))
+    state = (*zeros, of_queries, of_bias, of_diagonals)
+    *tiles, of_queries, of_bias, of_diagonals = lax.fori_loop(0, count, add_query_block, state)
     of_key, of_value = (
         _add_keys(call, *pair, heads, first_key) for pair in zip((of_key, of_value), tiles, strict=True)
     )
-    return of_queries, of_key, of_value, of_bias
+    return of_queries, of_key, of_value, of_bias, of_diagonals
 
 
 def _add_queries(total: Array, tile: Array, heads: HeadBlock, first_query: Index) -> Array:
@@ -167,16 +186,21 @@ def _add_keys(call: AttentionCall, total: Array, tile: Array, heads: HeadBlock, 
     return add(total, tile, (*batch, first_key, k, 0))
 
 
-def _add_bias(total: Array | None, tile: Array, heads: HeadBlock, first: tuple[Index, Index]) -> Array | None:
+def _add_bias(total: Array | None, tile: Array, start: tuple[Index, ...]) -> Array | None:
     """Add (B, K, G, bq, bk) to the gradient of the bias, summed over the axes in which the bias has 1."""
     if total is None:
         return None
     axes = tuple(axis for axis, n in enumerate(total.shape) if n == 1)
-    return add(total, tile.sum(axes, keepdims=True).astype(total.dtype), (*heads.start, *first))
+    return add(total, tile.sum(axes, keepdims=True).astype(total.dtype), start)
 
 
 def _unpad_bias(gradient: Array, call: AttentionCall) -> Array:
     """(B, K, G, T, S), padded -> (B, H, T, S)."""
     assert call.bias is not None
-    H, T, S = call.bias.shape[-3:]
-    return gradient[..., :T, :S].reshape(*gradient.shape[:-4], H, T, S)
+    T, S = call.bias.shape[-2:]
+    return _join_heads(gradient[..., :T, :S])
+
+
+def _join_heads(array: Array) -> Array:
+    """(B, K, G, ...) -> (B, H, ...)."""
+    return array.reshape(*array.shape[:-4], -1, *array.shape[-2:])

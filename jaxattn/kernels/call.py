@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from jaxattn.biases import Bias
 from jaxattn.checks import as_floating, as_scale, broadcasts, check_dtypes, check_key, check_rank, check_rate, wide_type
 from jaxattn.kernels.platforms import platform_of
 from jaxattn.masks import Band, Leaf, Mask, as_mask, check_arrays, check_mask_shape
@@ -39,14 +41,18 @@ class AttentionCall:
     bias: Leaf = None  # (B, H, T, S)
     row_bits: Leaf = None  # (B, H, T, 1), dropout's
     column_bits: Leaf = None  # (1, 1, 1, S)
+    diagonals: Leaf = None  # (B, H, 1, T + S - 1), a bias that depends on the distance alone (`diagonals.py`)
+    sinks: Leaf = None  # (B, H, 1, 1)
 
     scale: float = dataclasses.field(default=1.0, metadata=STATIC)
     dropout_rate: float = dataclasses.field(default=0.0, metadata=STATIC)
+    soft_cap: float | None = dataclasses.field(default=None, metadata=STATIC)
     # Of the matrix products, as `jax.default_matmul_precision` names it; None is JAX's default.
     precision: str | None = dataclasses.field(default=None, metadata=STATIC)
     # Bounds on the distance between a query and its keys.
     band: Band = dataclasses.field(default=Band(), metadata=STATIC)
     return_weights: bool = dataclasses.field(default=False, metadata=STATIC)
+    return_lse: bool = dataclasses.field(default=False, metadata=STATIC)
     # The kernel that the caller asks for.
     implementation: Implementation | None = dataclasses.field(default=None, metadata=STATIC)
     # Where the arrays lie, or, inside a kernel, what it is traced for: "cpu", "cuda", or another.
@@ -90,6 +96,11 @@ class AttentionCall:
         return drop(weights, self.dropout_rate, self.row_bits, self.column_bits)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the logits are scale · query · key, and nothing else."""
+        return self.bias is None and self.diagonals is None and self.soft_cap is None
+
+    @property
     def wide(self) -> DTypeLike:
         """The type to compute in."""
         return wide_type(self.query.dtype, self.key.dtype, self.value.dtype)
@@ -99,7 +110,9 @@ class Options(TypedDict, total=False):
     """The keyword arguments of `dot_product_attention`, for type checkers."""
 
     scale: float | Array | None
-    bias: Array | None
+    bias: Array | Bias | None
+    soft_cap: float | None
+    sinks: Array | None
     dropout_rate: float
     dropout_key: Array | None
     implementation: Implementation | None
@@ -112,6 +125,8 @@ class Gradients(NamedTuple):
     key: Array
     value: Array
     bias: Array | None
+    diagonals: Array | None = None
+    sinks: Array | None = None
 
 
 def checked_call(
@@ -122,9 +137,12 @@ def checked_call(
     *,
     scale: Any = None,
     bias: Any = None,
+    soft_cap: float | None = None,
+    sinks: Any = None,
     dropout_rate: float = 0.0,
     dropout_key: Any = None,
     return_weights: bool = False,
+    return_lse: bool = False,
     implementation: Implementation | None = None,
     dropout_shared: bool = False,
     precision: Any = None,
@@ -152,20 +170,25 @@ def checked_call(
         check_arrays(mask, scores)
         check_mask_shape(jax.eval_shape(lambda: mask.array(T, S)).shape, scores)
         mask, band = mask.expanded(T, S), mask.band()
+    entries, diagonals = _split_bias(bias, scores)
     lift = functools.partial(_lifted, rank=len(scores))
     return AttentionCall(
         query=query,
         key=key,
         value=value,
         mask=jax.tree.map(lift, mask),
-        bias=None if bias is None else lift(_checked_bias(bias, scores).astype(wide)),
+        bias=None if entries is None else lift(entries.astype(wide)),
         row_bits=jax.tree.map(lift, bits[0]),
         column_bits=jax.tree.map(lift, bits[1]),
+        diagonals=None if diagonals is None else lift(diagonals.astype(wide)),
+        sinks=None if sinks is None else lift(_checked_sinks(sinks, H).astype(wide)[:, None, None]),
         scale=scale,
         dropout_rate=rate,
+        soft_cap=_checked_soft_cap(soft_cap),
         precision=_checked_precision(precision),
         band=band,
         return_weights=return_weights,
+        return_lse=return_lse,
         implementation=implementation,
         platform=platform_of(query),
     )
@@ -196,6 +219,42 @@ def _split_scale(query: Array, scale: Any, wide: Any) -> tuple[Array, float]:
     """Return the query and a scale known at compile time; an array, which may be traced, goes into the query."""
     scale = as_scale(scale, wide)
     return (query, scale) if isinstance(scale, float) else (query.astype(wide) * scale, 1.0)
+
+
+def _split_bias(bias: Any, scores: tuple[int, ...]) -> tuple[Array | None, Array | None]:
+    """Return the bias of each entry, or the bias by distance `(..., H, 1, T + S - 1)`."""
+    if bias is None or not isinstance(bias, Bias):
+        return (None if bias is None else _checked_bias(bias, scores)), None
+    diagonals = bias.diagonals(*scores[-3:])[..., None, :]
+    if not broadcasts(diagonals.shape[:-2], scores[:-2]):
+        raise ValueError(
+            f"bias has an offset of shape {diagonals.shape[:-3]}, which does not broadcast to the batch {scores[:-3]}: "
+            "give one offset, or one for each example"
+        )
+    return None, diagonals
+
+
+def _checked_sinks(sinks: Any, H: int) -> Array:
+    sinks = as_floating("sinks", sinks)
+    if sinks.shape != (H,):
+        raise ValueError(f"sinks has shape {sinks.shape}, but must hold one logit for each query head: ({H},)")
+    return sinks
+
+
+def _checked_soft_cap(soft_cap: Any) -> float | None:
+    if soft_cap is None:
+        return None
+    if isinstance(soft_cap, bool) or not isinstance(soft_cap, int | float | np.integer | np.floating):
+        raise TypeError(
+            f"soft_cap is {soft_cap!r}, but must be a plain number, known before tracing: write soft_cap=50.0, or None "
+            "for no cap"
+        )
+    if not 0 < float(soft_cap) < math.inf:
+        raise ValueError(
+            f"soft_cap={soft_cap!r} must be a finite number above 0: scores stay between -soft_cap and soft_cap; write "
+            "soft_cap=50.0, or None for no cap"
+        )
+    return float(soft_cap)
 
 
 def _checked_bias(bias: Any, scores: tuple[int, ...]) -> Array:

@@ -37,7 +37,10 @@ def unsupported(call: AttentionCall) -> str | None:
             f"needs keys and values of one width, a multiple of 8 up to {widest} on this GPU, not {D} and {D_v}",
         ),
         (call.dropout_rate == 0, "would drop other weights than the other kernels do for the same key"),
-        (call.bias is None, "has rules for a bias that depend on its version"),
+        (call.bias is None and call.diagonals is None, "has rules for a bias that depend on its version"),
+        (call.soft_cap is None, "has no soft cap"),
+        (call.sinks is None, "has no sinks"),
+        (not call.return_lse, "gives no gradient for the logsumexp that return_lse asks for"),
         # A query that may attend to nothing must get 0; under these masks each query attends to itself, or, under
         # lengths, to the first key.
         (
@@ -79,7 +82,9 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     return _with_vjp(call)[0], LogSumExp.of_no_key((*call.batch, H, T), call.wide)
 
 
-def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
+def backward(
+    call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array, lse_gradient: Array | None = None
+) -> Gradients:
     """Return the gradients, with JAX's.
 
     They need the forward pass again; in one program, the compiler computes it once.

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxattn.functional import attention_scores, attention_weights, context_vectors
 from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.logits import logits, with_sinks
 
 
 class Steps(NamedTuple):
@@ -40,19 +41,9 @@ def attend(call: AttentionCall) -> Steps:
         # A scale that is an array has widened the query.
         scores = attention_scores(query, key.astype(query.dtype))  # (..., K, G, T, S)
         scores = scores.reshape(*scores.shape[:-4], H, T, S)
-        weights = attention_weights(*call.with_mask(logits(call, scores)))
+        weights = attention_weights(*with_sinks(call, *call.with_mask(logits(call, scores))))
+        weights = weights if call.sinks is None else weights[..., :-1]
         kept_weights = call.dropped(weights)
         grouped = kept_weights.reshape(*kept_weights.shape[:-3], K, G, T, S)
         context = jnp.moveaxis(context_vectors(grouped, value), -2, -4)  # (..., T, K, G, D_v)
     return Steps(scores, weights, kept_weights, context.reshape(*context.shape[:-3], H, context.shape[-1]))
-
-
-def logits(call: AttentionCall, scores: Array) -> Array:
-    """Return scale · scores + bias."""
-    return scores * call.scale if call.bias is None else scores * call.scale + call.bias.astype(scores.dtype)
-
-
-def masked(call: AttentionCall, logits: Array) -> Array:
-    """Put -inf where the mask says no."""
-    logits, allowed = call.with_mask(logits)
-    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)

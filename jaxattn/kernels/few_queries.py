@@ -77,7 +77,7 @@ def _attend_example(
         key, value = (_as_it_lies(call, array, heads, first_key, bk) for array in (call.key, call.value))
         tile = entries.tile(heads, (0, first_key), (T, bk))
         places = positions(first_key, bk)
-        scores = tile.masked(_scores(query, key), call.scale, positions(0, T)[:, None], places[None, :])
+        scores = tile.masked(call, _scores(query, key), positions(0, T)[:, None], places[None, :])
         scores = jnp.where(places >= begin, scores, -jnp.inf)  # (B, K, G, T, bk)
         dropped = functools.partial(tile.dropped, rate=call.dropout_rate)
         return sums.add(call, scores, lambda weights: _average(dropped(weights), value))

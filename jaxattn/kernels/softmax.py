@@ -1,13 +1,13 @@
 """How scores become weights, in the same way in all passes of all kernels that do not store them.
 
-    score  = ± query · key                          with the sign of the scale, without a bias
-           = scale · query · key + bias             with one
+    score  = ± query · key                          with the sign of the scale, if the call is plain
+           = cap(scale · query · key) + bias        if it has a bias or a soft cap, cap(x) = soft_cap · tanh(x / soft_cap)
     weight = 2 ** ((score - largest) · rate - log_total)
 
 `largest` is the row's largest score, `log_total` the base-2 logarithm of the sum of 2 ** ((score - largest) · rate),
-and `rate` is |scale| · log2(e), or log2(e) with a bias. The factor comes after the difference, which is exact where two
-scores are close: weights are as right for scores of a million as for scores of one, and the products take queries and
-keys as they come, in their own type. For the same reason the logsumexp is kept in two parts.
+and `rate` is |scale| · log2(e), or log2(e) if the call is not plain. The factor comes after the difference, which is
+exact where two scores are close: weights are as right for scores of a million as for scores of one, and the products
+take queries and keys as they come, in their own type. For the same reason the logsumexp is kept in two parts.
 """
 
 from typing import NamedTuple
@@ -36,6 +36,19 @@ class LogSumExp(NamedTuple):
         most = float(jnp.finfo(self.log_total.dtype).max)
         return LogSumExp(self.largest, jnp.minimum(self.log_total, most))
 
+    def natural(self, call: AttentionCall) -> Array:
+        """Return the natural logsumexp in one number, -inf for queries that may attend to nothing."""
+        sum_of_parts = self.largest * (rate(call) / LOG2_E) + self.log_total / LOG2_E
+        return jnp.where(jnp.isposinf(self.log_total), -jnp.inf, sum_of_parts)
+
+    @classmethod
+    def of_sinks(cls, call: AttentionCall) -> "LogSumExp":
+        """Return the logsumexp `(B, H, 1)` of the sinks alone."""
+        sinks = call.sinks[..., 0]
+        most = float(jnp.finfo(sinks.dtype).max) / 4
+        largest = jnp.clip(sinks / (rate(call) / LOG2_E), -most, most)
+        return cls(largest, jnp.where(jnp.isneginf(sinks), jnp.inf, 0).astype(sinks.dtype))
+
     @classmethod
     def of(cls, largest: Array, total: Array) -> "LogSumExp":
         """Return the logsumexp for a row's largest score and the total relative to it."""
@@ -57,9 +70,60 @@ def join(call: AttentionCall, first: LogSumExp, second: LogSumExp) -> tuple[LogS
     return LogSumExp.of(largest, total), old, new
 
 
+def with_sinks(call: AttentionCall, context: Array, lse: LogSumExp) -> tuple[Array, LogSumExp]:
+    """Add the sinks to the sums of the keys: the weights shrink by the sinks' share."""
+    if call.sinks is None:
+        return context, lse
+    joined, of_keys, _ = join(call, lse, LogSumExp.of_sinks(call))
+    factor = jnp.swapaxes(of_keys, -2, -1)[..., None]  # (B, H, T) -> (B, T, H, 1)
+    return (context * factor).astype(context.dtype), joined
+
+
+def sinks_gradient(
+    call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array, lse_gradient: Array | None
+) -> Array | None:
+    """Return the gradient of the sinks `(B, H, 1, 1)`, summed over the axes in which they have 1, but mapped ones.
+
+    A sink is one more key with a value of 0.
+    """
+    if call.sinks is None:
+        return None
+    sink = LogSumExp.of_sinks(call)
+    exponents = (sink.largest - lse.largest) * jnp.asarray(rate(call), lse.largest.dtype) - lse.log_total
+    weights = jnp.where(jnp.isposinf(sink.log_total), 0, exp2(jnp.minimum(exponents, 0)))  # (B, H, T)
+    of_sinks = -weights * delta_of(call, context, gradient, lse_gradient)
+    mapped = call.mapped_axes
+    of_sinks = jnp.broadcast_to(of_sinks, (*call.batch, *of_sinks.shape[-2:])).sum(-1)[..., None, None]
+    axes = [axis for axis, n in enumerate(call.sinks.shape[:-3]) if n == 1 and axis >= mapped]
+    return of_sinks.sum(axes, keepdims=True).astype(call.sinks.dtype)
+
+
+def delta_of(call: AttentionCall, context: Array, gradient: Array, lse_gradient: Array | None) -> Array:
+    """Return delta `(B, H, T)` = rowsum(dO ∘ O), less the gradient of the logsumexp; its derivatives are the weights."""
+    delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
+    return delta if lse_gradient is None else delta - lse_gradient
+
+
+def capped(call: AttentionCall, logits: Array) -> Array:
+    """Apply the soft cap, if there is one, to scaled scores."""
+    if call.soft_cap is None:
+        return logits
+    cap = jnp.asarray(call.soft_cap, logits.dtype)
+    return cap * jnp.tanh(logits / cap)
+
+
+def through_cap(call: AttentionCall, scores: Array, of_logits: Array) -> Array:
+    """Return the gradient of scaled scores from that of the logits; `scores` are query · key."""
+    if call.soft_cap is None:
+        return of_logits
+    tanh = jnp.tanh(scores * jnp.asarray(call.scale / call.soft_cap, scores.dtype))
+    # Where nothing flows, an infinite score makes no NaN.
+    return jnp.where(of_logits == 0, 0, of_logits * (1 - tanh * tanh))
+
+
 def signed_query(call: AttentionCall) -> Array:
-    """Return the query for scores as at the top: with the sign of the scale, where no bias stands between."""
-    if call.bias is not None or call.scale > 0:
+    """Return the query for scores as at the top: with the sign of the scale, if the call is plain."""
+    if not call.is_plain or call.scale > 0:
         return call.query
     # A scale of 0, or NaN, has no logarithm: the query takes all of it.
     return -call.query if call.scale < 0 else call.query * jnp.asarray(call.scale, call.query.dtype)
@@ -67,7 +131,7 @@ def signed_query(call: AttentionCall) -> Array:
 
 def rate(call: AttentionCall) -> float:
     """Return the factor from differences of scores to exponents of 2; more than 0, so that -inf stays."""
-    if call.bias is not None or not abs(call.scale) > 0:
+    if not call.is_plain or not abs(call.scale) > 0:
         return LOG2_E
     return max(abs(call.scale) * LOG2_E, float(jnp.finfo(call.wide).tiny))
 

@@ -13,6 +13,8 @@ from jaxtyping import PyTree
 
 from jaxattn.kernels.blocks import HeadBlock, Index
 from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.diagonals import pad_diagonals, tile_of_diagonals
+from jaxattn.kernels.softmax import capped
 from jaxattn.masks import Lengths, Mask
 from jaxattn.random_bits import drop
 
@@ -50,6 +52,8 @@ class Entries(NamedTuple):
     bias: Array | None
     row_bits: Array | None
     column_bits: Array | None
+    diagonals: Array | None  # (B, K, G, 1, T + S) instead of a bias; none in a tile
+    queries: int  # T, with padding
 
     @classmethod
     def of(cls, call: AttentionCall, T: int, S: int) -> "Entries":
@@ -59,21 +63,33 @@ class Entries(NamedTuple):
         if real_keys < S:
             no_padding = Lengths(jnp.full((1,) * (len(call.batch) + 3), real_keys))
             mask = no_padding if mask is None else mask & no_padding
-        entries = cls(mask, call.bias, call.row_bits, call.column_bits)
-        return jax.tree.map(lambda array: split_heads(pad_entries(array, T, S), H, K), entries)
+        arrays = mask, call.bias, call.row_bits, call.column_bits
+        arrays = jax.tree.map(lambda array: split_heads(pad_entries(array, T, S), H, K), arrays)
+        diagonals = None if call.diagonals is None else split_heads(pad_diagonals(call, T, S), H, K)
+        return cls(*arrays, diagonals, T)
 
     def tile(self, heads: HeadBlock, first: tuple[Index, Index], size: tuple[int, int]) -> "Entries":
         """Return the tile that begins at this query and key."""
-        return jax.tree.map(lambda array: take(array, (*heads.start, *first), (*heads.size, *size)), self)
+        arrays = self.mask, self.bias, self.row_bits, self.column_bits
+        mask, bias, *bits = jax.tree.map(
+            lambda array: take(array, (*heads.start, *first), (*heads.size, *size)), arrays
+        )
+        if self.diagonals is not None:
+            start = (*heads.start, 0, first[1] - first[0] + self.queries - size[0])
+            bias = tile_of_diagonals(take(self.diagonals, start, (*heads.size, 1, sum(size))), *size)
+        return Entries(mask, bias, *bits, None, self.queries)
 
     def transposed(self) -> "Entries":
         """Swap the axes of queries and keys."""
-        return jax.tree.map(lambda array: jnp.swapaxes(array, -2, -1), self)
+        arrays = self.mask, self.bias, self.row_bits, self.column_bits
+        return Entries(*jax.tree.map(lambda array: jnp.swapaxes(array, -2, -1), arrays), None, self.queries)
 
-    def masked(self, scores: Array, scale: float, queries: Array, keys: Array) -> Array:
-        """Scale scores and add the bias if there is one, and set them to -inf where these positions are masked."""
+    def masked(self, call: AttentionCall, scores: Array, queries: Array, keys: Array) -> Array:
+        """Return scores as in `softmax.py`, from query · key, and -inf where these positions are masked."""
+        if not call.is_plain:
+            scores = capped(call, scores * jnp.asarray(call.scale, scores.dtype))
         if self.bias is not None:
-            scores = scores * jnp.asarray(scale, scores.dtype) + self.bias.astype(scores.dtype)
+            scores = scores + self.bias.astype(scores.dtype)
         return scores if self.mask is None else jnp.where(self.mask.allows(queries, keys), scores, -jnp.inf)
 
     def dropped(self, weights: Array, rate: float) -> Array:

@@ -19,11 +19,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, auto_axes
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 from jaxtyping import PyTree
 
-from jaxattn.kernels import blockwise, cudnn, native, small
+from jaxattn.kernels import blockwise, cudnn, dense, native, small
 from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.logits import log_sum_exp
 from jaxattn.kernels.softmax import LogSumExp
 from jaxattn.kernels.tiles import vary_alike
 
@@ -34,7 +35,9 @@ class Kernel(Protocol):
 
     def unsupported(self, call: AttentionCall) -> str | None: ...
     def forward(self, call: AttentionCall) -> tuple[Array, LogSumExp]: ...
-    def backward(self, call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients: ...
+    def backward(
+        self, call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array, lse_gradient: Array | None = None
+    ) -> Gradients: ...
 
 
 # In order of preference.
@@ -43,18 +46,21 @@ KERNELS: dict[str, Kernel] = {"cudnn": cudnn, "native": native, "small": small, 
 PLATFORMS = ("cpu", "cuda", "default")
 
 
-def attend(call: AttentionCall) -> Array:
-    """Return the context `(B, T, H, D_v)`; it has first derivatives, in reverse mode.
+def attend(call: AttentionCall) -> tuple[Array, ...]:
+    """Return the context `(B, T, H, D_v)`, and the logsumexp `(B, H, T)` if the call asks for it.
+
+    They have first derivatives, in reverse mode.
 
     Raises:
         TypeError: a derivative in forward mode, or a second one, is taken.
     """
     if 0 in (*call.query.shape, *call.value.shape):
-        return jnp.zeros((*call.query.shape[:-1], call.value.shape[-1]), call.value.dtype)
+        context = jnp.zeros((*call.query.shape[:-1], call.value.shape[-1]), call.value.dtype)
+        return (context, log_sum_exp(call, dense.attend(call).scores)) if call.return_lse else (context,)
     sharding = jax.typeof(call.query).sharding
     run: Callable = _compiled
     if AxisType.Explicit in sharding.mesh.axis_types:
-        run = auto_axes(run, out_sharding=sharding)
+        run = auto_axes(run, out_sharding=_out_sharding(call, sharding))
     try:
         return run(vary_alike(call))
     except TypeError as error:
@@ -66,16 +72,24 @@ def attend(call: AttentionCall) -> Array:
         ) from error
 
 
+def _out_sharding(call: AttentionCall, sharding: Any) -> tuple[Any, ...]:
+    """Return how the results are sharded: as the query is."""
+    *batch, tokens, heads, _ = (*sharding.spec, *(None,) * (call.query.ndim - len(sharding.spec)))
+    rows = NamedSharding(sharding.mesh, PartitionSpec(*batch, heads, tokens))
+    return (sharding, rows) if call.return_lse else (sharding,)
+
+
 def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     """Return the context and the logsumexp, from the first kernel that supports the call."""
     return _on_each_platform(lambda call: KERNELS[choose(call)].forward(call), call)
 
 
-def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
+def backward(
+    call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array, lse_gradient: Array | None = None
+) -> Gradients:
     """Return the gradients, from the first kernel that supports the call."""
-    return _on_each_platform(
-        lambda call, *arrays: KERNELS[choose(call)].backward(call, *arrays), call, context, lse, gradient
-    )
+    arrays = context, lse, gradient, lse_gradient
+    return _on_each_platform(lambda call, *arrays: KERNELS[choose(call)].backward(call, *arrays), call, *arrays)
 
 
 def choose(call: AttentionCall) -> str:
@@ -101,29 +115,38 @@ def _on_each_platform(function: Callable[..., PyTree], call: AttentionCall, *arr
 
 
 @jax.jit
-def _compiled(call: AttentionCall) -> Array:
+def _compiled(call: AttentionCall) -> tuple[Array, ...]:
     return _differentiable(call)
 
 
 @jax.custom_vjp
-def _differentiable(call: AttentionCall) -> Array:
-    return map_as_batch(forward, call)[0]
+def _differentiable(call: AttentionCall) -> tuple[Array, ...]:
+    return _results(call, *map_as_batch(forward, call))
 
 
-def _forward(call: AttentionCall) -> tuple[Array, Any]:
+def _results(call: AttentionCall, context: Array, lse: LogSumExp) -> tuple[Array, ...]:
+    return (context, lse.natural(call)) if call.return_lse else (context,)
+
+
+def _forward(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
     query, key, value = _first_derivative_only(call.query, call.key, call.value)
     call = dataclasses.replace(call, query=query, key=key, value=value)
     context, lse = map_as_batch(forward, call)
-    return context, (call, context, lse.finite())
+    return _results(call, context, lse), (call, context, lse.finite())
 
 
-def _backward(residuals: Any, gradient: Array) -> tuple[AttentionCall]:
+def _backward(residuals: Any, of_results: tuple[Array, ...]) -> tuple[AttentionCall]:
     call, context, lse = residuals
     query, key, value, context, *lse, gradient = _first_derivative_only(
-        call.query, call.key, call.value, context, *lse, gradient
+        call.query, call.key, call.value, context, *lse, of_results[0]
     )
+    of_lse = None
+    if call.return_lse:
+        # Queries that may attend to nothing have a logsumexp of -inf, and whatever its gradient, it moves nothing.
+        (of_lse,) = _first_derivative_only(of_results[1])
+        of_lse = jnp.where(lse[1] >= float(jnp.finfo(lse[1].dtype).max), 0, of_lse)
     call = dataclasses.replace(call, query=query, key=key, value=value)
-    gradients = map_as_batch(backward, call, context, LogSumExp(*lse), gradient)
+    gradients = map_as_batch(backward, call, context, LogSumExp(*lse), gradient, of_lse)
     empty: Any = dict.fromkeys(("mask", "row_bits", "column_bits"))
     return (dataclasses.replace(call, **gradients._asdict(), **empty),)
 

@@ -163,7 +163,7 @@ class Lengths(Mask):
         return Lengths(jnp.asarray(self.lengths)[..., None])
 
     def expanded(self, T: int, S: int) -> Mask:
-        return Lengths(_as_positions("lengths", self.lengths)[..., None, None])
+        return Lengths(as_positions("lengths", self.lengths)[..., None, None])
 
     def allows(self, queries: Array, keys: Array) -> Array:
         return jnp.less(*same_rank(keys.astype(jnp.int32), self.lengths.astype(jnp.int32)))
@@ -177,10 +177,10 @@ def _with_heads_axis(offset: int | Array) -> int | Array:
 
 
 def _expanded_offset(offset: int | Array) -> Array:
-    return _as_positions("offset", offset)[..., None, None]
+    return as_positions("offset", offset)[..., None, None]
 
 
-def _as_positions(name: str, array: Any) -> Array:
+def as_positions(name: str, array: Any) -> Array:
     """Return positions as int32; those beyond every sequence mask the same keys as `FARTHEST`."""
     if isinstance(array, int):
         return jnp.asarray(max(-FARTHEST, min(array, FARTHEST)), jnp.int32)

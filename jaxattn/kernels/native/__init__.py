@@ -15,7 +15,7 @@ from jax import Array
 from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.kernels.native import library, mask_code
 from jaxattn.kernels.platforms import device_count, on_one_device
-from jaxattn.kernels.softmax import LogSumExp, rate, signed_query
+from jaxattn.kernels.softmax import LogSumExp, rate, signed_query, sinks_gradient, with_sinks
 from jaxattn.kernels.tiles import vary_alike
 from jaxattn.random_bits import drop_threshold
 
@@ -39,6 +39,8 @@ def unsupported(call: AttentionCall) -> str | None:
         return "needs sizes that are known"
     if len(call.batch) > 8:
         return f"takes up to 8 batch axes, not {len(call.batch)}"
+    if call.soft_cap is not None or call.diagonals is not None or call.return_lse:
+        return "does not compute soft caps, biases by position and the logsumexp yet"
     return mask_code.unsupported(call.mask)
 
 
@@ -49,13 +51,17 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     rows = jax.ShapeDtypeStruct((*call.batch, H, T), jnp.float32)
     results = jax.ShapeDtypeStruct((*call.batch, T, H, call.value.shape[-1]), dtype), rows, rows
     context, largest, log_total = _call("jaxattn_forward", results, call, heads)
-    return context.astype(call.value.dtype), LogSumExp(largest, log_total)
+    return with_sinks(call, context.astype(call.value.dtype), LogSumExp(largest, log_total))
 
 
-def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array) -> Gradients:
-    """Return the gradients, from the results of the forward pass and the gradient of the context."""
+def backward(
+    call: AttentionCall, context: Array, lse: LogSumExp, gradient: Array, lse_gradient: Array | None = None
+) -> Gradients:
+    """Return the gradients, from the results of the forward pass and their gradients."""
     heads, dtype = _heads(call)
     arrays = (*heads, context.astype(dtype), *lse, gradient.astype(dtype))
+    extra = () if lse_gradient is None else (lse_gradient.astype(jnp.float32),)
+    arrays = (*arrays, *extra)
     results = [jax.ShapeDtypeStruct((*call.batch, *array.shape[-3:]), dtype) for array in heads]
     query, key, value = _call("jaxattn_backward", results, call, arrays)
     return Gradients(
@@ -63,6 +69,8 @@ def backward(call: AttentionCall, context: Array, lse: LogSumExp, gradient: Arra
         key.astype(call.key.dtype),
         value.astype(call.value.dtype),
         None if call.bias is None else _bias_gradient(call, call.bias, arrays),
+        None if call.diagonals is None else _bias_gradient(call, call.diagonals, arrays),
+        sinks_gradient(call, context, lse, gradient, lse_gradient),
     )
 
 
@@ -82,7 +90,8 @@ def _heads(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
 
 def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...]) -> Any:
     code = mask_code.encode_mask(call.mask)
-    extra = [] if call.bias is None else [call.bias.astype(jnp.float32)]
+    biases = [bias.astype(jnp.float32) for bias in (call.bias, call.diagonals) if bias is not None]
+    extra = list(biases)
     # A rate may be too small to drop anything; the library reads 0 as no dropout, and then takes no bits.
     drop_below = drop_threshold(call.dropout_rate)
     if drop_below:
@@ -90,12 +99,15 @@ def _call(name: str, results: Any, call: AttentionCall, arrays: tuple[Array, ...
     run = functools.partial(
         jax.ffi.ffi_call(name, results),
         rate=np.float32(rate(call)),
-        score_scale=np.float32(call.scale),  # where there is a bias
+        score_scale=np.float32(call.scale),  # where the call is not plain
+        soft_cap=np.float32(call.soft_cap or 0),
         query_factor=np.float32(call.scale),
-        key_factor=np.float32(call.scale if call.bias is not None else abs(call.scale)),  # the query has its sign
+        key_factor=np.float32(abs(call.scale) if call.is_plain else call.scale),  # the query has its sign
         keep_factor=np.float32(1 / (1 - call.dropout_rate)),
         drop_below=np.int64(drop_below),
-        has_bias=np.int64(call.bias is not None),
+        has_bias=np.int64(len(biases)),
+        has_diagonals=np.int64(call.diagonals is not None),
+        has_lse_gradient=np.int64(name != "jaxattn_forward" and len(arrays) == 8),
         batch=np.array(call.batch, np.int64),
         mask=np.array(code.operations, np.int64).ravel(),
     )
