@@ -30,6 +30,7 @@ KERNELS = {
 if library.missing() is None:
     KERNELS["native"] = functools.partial(dot_product_attention, implementation="native")
 MASKS = ("none", "causal", "offsets", "window", "sinks", "segments", "scattered", "lengths", "array", "per head")
+POSITION_MASKS = ("two-sided", "chunked", "prefix")
 
 
 @contextlib.contextmanager
@@ -64,6 +65,11 @@ def draw_mask(kind, batch, T, S, H, seed):
         "offsets": masks.Causal(jnp.asarray(rng.integers(-3, S + 1, batch))),
         "window": masks.SlidingWindow(int(rng.integers(1, 40)), S - T),
         "sinks": masks.Causal(S - T) & (masks.SlidingWindow(9, S - T) | masks.Lengths(jnp.asarray(3))),
+        "two-sided": masks.SlidingWindow(
+            7, jnp.asarray(rng.integers(-3, S + 1, batch)), right=int(rng.integers(0, 40))
+        ),
+        "chunked": masks.Causal(S - T) & masks.Chunked(int(rng.integers(1, 60)), S - T),
+        "prefix": masks.Causal(S - T) | masks.Prefix(lengths),
         "segments": masks.Segments(ids, key_ids) & masks.Causal(S - T),
         "scattered": masks.Segments(ids[..., ::-1], key_ids) | masks.SlidingWindow(2),
         "lengths": masks.Lengths(lengths),

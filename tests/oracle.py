@@ -3,8 +3,15 @@
 import numpy as np
 
 
-def attend(query, key, value, mask=None, *, scale=None, bias=None, factors=None):
+def attend(query, key, value, mask=None, *, scale=None, bias=None, factors=None, soft_cap=None, sinks=None):
     """Context `(..., T, H, D_v)` and weights `(..., H, T, S)`; `factors` multiply the weights, as dropout does."""
+    return attend_with_lse(
+        query, key, value, mask, scale=scale, bias=bias, factors=factors, soft_cap=soft_cap, sinks=sinks
+    )[:2]
+
+
+def attend_with_lse(query, key, value, mask=None, *, scale=None, bias=None, factors=None, soft_cap=None, sinks=None):
+    """The same, and the logsumexp `(..., H, T)`."""
     query, key, value = (np.asarray(array, np.float64) for array in (query, key, value))
     *batch, T, H, D = query.shape
     S, K = key.shape[-3:-1]
@@ -14,6 +21,8 @@ def attend(query, key, value, mask=None, *, scale=None, bias=None, factors=None)
     bias = np.broadcast_to(0.0 if bias is None else np.asarray(bias, np.float64), shape)
     factors = np.broadcast_to(1.0 if factors is None else np.asarray(factors, np.float64), shape)
     context, weights = np.zeros((*batch, T, H, value.shape[-1])), np.zeros(shape)
+    sinks = np.full(H, -np.inf) if sinks is None else np.asarray(sinks, np.float64)
+    lse = np.broadcast_to(sinks[:, None], (*batch, H, T)).copy()
     for example in np.ndindex(*batch):
         for head in range(H):
             shared = head // (H // K)
@@ -22,27 +31,51 @@ def attend(query, key, value, mask=None, *, scale=None, bias=None, factors=None)
                 allowed = mask[entry]
                 if not allowed.any():
                     continue
-                scores = scale * key[(*example, slice(None), shared)] @ query[(*example, t, head)] + bias[entry]
-                exponentials = np.where(allowed, np.exp(scores - scores[allowed].max()), 0)
-                weights[entry] = exponentials / exponentials.sum()
+                scores = scale * key[(*example, slice(None), shared)] @ query[(*example, t, head)]
+                if soft_cap is not None:
+                    scores = soft_cap * np.tanh(scores / soft_cap)
+                scores = scores + bias[entry]
+                largest = max(scores[allowed].max(), sinks[head])
+                if largest == -np.inf:
+                    continue
+                exponentials = np.where(allowed, np.exp(scores - largest), 0)
+                total = exponentials.sum() + np.exp(sinks[head] - largest)
+                weights[entry], lse[entry] = exponentials / total, largest + np.log(total)
                 context[(*example, t, head)] = (weights[entry] * factors[entry]) @ value[
                     (*example, slice(None), shared)
                 ]
-    return context, weights
+    return context, weights, lse
 
 
-def gradients(query, key, value, gradient, mask=None, *, scale=None, bias=None, factors=None):
-    """What a gradient of the context pulls back to: gradients of query, key, value and the scores `(..., H, T, S)`."""
+def gradients(
+    query,
+    key,
+    value,
+    gradient,
+    mask=None,
+    *,
+    scale=None,
+    bias=None,
+    factors=None,
+    soft_cap=None,
+    sinks=None,
+    of_lse=0.0,
+):
+    """What gradients of context and lse pull back to: those of query, key, value, logits `(..., H, T, S)` and sinks."""
     query, key, value, gradient = (np.asarray(array, np.float64) for array in (query, key, value, gradient))
     H, D, K = query.shape[-2], query.shape[-1], key.shape[-2]
     scale = D**-0.5 if scale is None else scale
-    _, weights = attend(query, key, value, mask, scale=scale, bias=bias)
+    options = {"scale": scale, "bias": bias, "soft_cap": soft_cap, "sinks": sinks}
+    _, weights, lse = attend_with_lse(query, key, value, mask, **options)
     factors = np.broadcast_to(1.0 if factors is None else np.asarray(factors, np.float64), weights.shape)
     # (..., tokens, heads, width) -> (..., heads, tokens, width), each key head once for every query head
     keys, values = (np.repeat(np.swapaxes(array, -3, -2), H // K, axis=-3) for array in (key, value))
     queries, gradient = np.swapaxes(query, -3, -2), np.swapaxes(gradient, -3, -2)
     of_weights = gradient @ np.swapaxes(values, -1, -2) * factors
-    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdims=True))
+    delta = (weights * of_weights).sum(-1) - np.asarray(of_lse, np.float64)
+    of_logits = of_scores = weights * (of_weights - delta[..., None])
+    if soft_cap is not None:
+        of_scores = of_logits * (1 - np.tanh(scale * queries @ np.swapaxes(keys, -1, -2) / soft_cap) ** 2)
 
     def shared(array):
         """(..., H, S, width) -> (..., S, K, width): the query heads of a group add up."""
@@ -51,4 +84,8 @@ def gradients(query, key, value, gradient, mask=None, *, scale=None, bias=None, 
 
     of_keys = shared(scale * np.swapaxes(of_scores, -1, -2) @ queries)
     of_values = shared(np.swapaxes(weights * factors, -1, -2) @ gradient)
-    return np.swapaxes(scale * of_scores @ keys, -3, -2), of_keys, of_values, of_scores
+    came = np.swapaxes(scale * of_scores @ keys, -3, -2), of_keys, of_values, of_logits
+    if sinks is None:
+        return came
+    of_rows = -np.exp(np.asarray(sinks, np.float64)[:, None] - lse) * delta
+    return *came, of_rows.sum((*range(of_rows.ndim - 2), -1))

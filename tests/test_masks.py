@@ -18,6 +18,10 @@ def test_masks_follow_their_definitions(T, S, offset, size):
         (masks.Causal(offset), lambda t, s: s <= t + offset),
         (masks.Causal(jnp.array(offset)), lambda t, s: s <= t + offset),
         (masks.SlidingWindow(size, offset), lambda t, s: t + offset - size < s <= t + offset),
+        (masks.SlidingWindow(size, offset, right=2), lambda t, s: t + offset - size < s <= t + offset + 2),
+        (masks.Chunked(size, offset), lambda t, s: (t + offset) // size == s // size),
+        (masks.Chunked(size, jnp.array(offset)), lambda t, s: (t + offset) // size == s // size),
+        (masks.Causal() | masks.Prefix(size), lambda t, s: s <= t or s < size),
         (masks.Lengths(jnp.array(size)), lambda t, s: s < size),
         (masks.Segments(jnp.arange(T) // 2, jnp.arange(S) // 3), lambda t, s: t // 2 == s // 3),
         (masks.Causal() & masks.Lengths(jnp.array(size)), lambda t, s: s <= t and s < size),
@@ -136,7 +140,10 @@ def test_traced_ids_lengths_and_offsets_work_under_jit_and_vmap():
     np.testing.assert_array_equal(mask, each)
 
 
-@pytest.mark.parametrize("kind", [masks.Causal, functools.partial(masks.SlidingWindow, 2)])
+@pytest.mark.parametrize(
+    "kind",
+    [masks.Causal, functools.partial(masks.SlidingWindow, 2), functools.partial(masks.SlidingWindow, 2, right=0)],
+)
 def test_a_python_int_as_offset_is_static_and_an_array_or_numpy_integer_is_a_leaf(kind):
     bands, run = [], jax.jit(lambda mask: bands.append(mask.band()) or mask.array(3, 3))
     for offset in (1, 1, np.int32(1), np.int32(2), jnp.asarray(1, jnp.int32), 2):
@@ -189,6 +196,8 @@ BATCHED = {
     "lengths": masks.Lengths(jnp.array([1, 2])),
     "offsets": masks.Causal(jnp.array([0, 1])),
     "windows": masks.SlidingWindow(2, jnp.array([0, 1])),
+    "chunks": masks.Chunked(2, jnp.array([0, 1])),
+    "prefix": masks.Prefix(jnp.array([1, 2])),
     "and": masks.Causal() & masks.Lengths(jnp.array([1, 2])),
     "or": masks.Causal() | masks.Segments(IDS),
 }
@@ -228,6 +237,8 @@ def attend(mask):
         (lambda: masks.Causal() & jnp.ones((3, 3)), TypeError, "mask has dtype float32.*boolean"),
         (lambda: masks.SlidingWindow(0), ValueError, "size=0"),
         (lambda: masks.SlidingWindow(True), ValueError, "size=True"),
+        (lambda: masks.SlidingWindow(2, right=-1), ValueError, "right=-1.*at least 0"),
+        (lambda: masks.Chunked(0), ValueError, "size=0.*Chunked"),
         (lambda: masks.Lengths(jnp.ones(2)).array(3, 3), TypeError, "lengths has dtype float32"),
         (lambda: masks.Segments(jnp.zeros(4, int)).array(3, 3), ValueError, r"ids has shape \(4,\).*3"),
         (lambda: masks.Segments(jnp.zeros(3, int)).array(3, 4), ValueError, "key_ids"),
@@ -262,7 +273,9 @@ def test_bad_input_is_named(call, error, words):
 def test_a_block_with_an_unmasked_entry_is_never_skipped(rows, columns, bq, bk, seed):
     rng, T, S = np.random.default_rng(seed), rows * bq, columns * bk
     ids, key_ids = (jnp.asarray(rng.integers(0, 4, (2, n))) for n in (T, S))
-    mask = masks.SlidingWindow(int(rng.integers(1, 6)), jnp.asarray(rng.integers(-3, 4, 2)))
+    offset = jnp.asarray(rng.integers(-3, 4, 2))
+    mask = masks.SlidingWindow(int(rng.integers(1, 6)), offset, right=int(rng.integers(0, 4)))
+    mask &= masks.Chunked(int(rng.integers(1, 9)), offset) | masks.Prefix(int(rng.integers(0, 3)))
     mask |= masks.Segments(ids, key_ids) & masks.Lengths(jnp.asarray(rng.integers(0, S + 1, 2)))
     mask &= jnp.asarray(rng.random((T, S)) < 0.8) | masks.Causal(2)
     allowed = np.asarray(mask.array(T, S)).reshape(2, rows, bq, columns, bk).any((2, 4))
@@ -287,3 +300,11 @@ def test_blocks_that_are_masked_by_position_are_skipped():
     window = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), masks.SlidingWindow(2).expanded(8, 8))
     expected = np.tril(np.ones((4, 4), bool)) & ~np.tril(np.ones((4, 4), bool), -2)
     np.testing.assert_array_equal(window.block_mask(queries, keys), expected)
+    chunks = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), masks.Chunked(4).expanded(8, 8))
+    expected = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
+    np.testing.assert_array_equal(chunks.block_mask(queries, keys), expected)
+    streaming = masks.Causal() & (masks.SlidingWindow(2) | masks.Prefix(1))
+    streaming = jax.tree.map(lambda leaf: leaf.reshape(1, 1, 1, 1), streaming.expanded(8, 8))
+    expected = np.tril(np.ones((4, 4), bool)) & ~np.tril(np.ones((4, 4), bool), -2)
+    expected[:, 0] = True
+    np.testing.assert_array_equal(streaming.block_mask(queries, keys), expected)

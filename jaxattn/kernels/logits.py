@@ -34,7 +34,7 @@ def with_sinks(call: AttentionCall, logits: Array, allowed: Array | None) -> tup
 
 
 def log_sum_exp(call: AttentionCall, scores: Array) -> Array:
-    """Return the natural logsumexp `(B, H, T)` of the logits and the sinks, -inf where there is none; differentiable."""
+    """Return the natural logsumexp `(B, H, T)` of the logits and the sinks; -inf where there is none."""
     values, allowed = with_sinks(call, *call.with_mask(logits(call, scores)))
     if allowed is not None:
         values = jnp.where(allowed, values, -jnp.inf)

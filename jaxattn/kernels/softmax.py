@@ -1,7 +1,7 @@
 """How scores become weights, in the same way in all passes of all kernels that do not store them.
 
     score  = ± query · key                          with the sign of the scale, if the call is plain
-           = cap(scale · query · key) + bias        if it has a bias or a soft cap, cap(x) = soft_cap · tanh(x / soft_cap)
+           = cap(scale · query · key) + bias        if it has a bias or a cap: cap(x) = soft_cap · tanh(x / soft_cap)
     weight = 2 ** ((score - largest) · rate - log_total)
 
 `largest` is the row's largest score, `log_total` the base-2 logarithm of the sum of 2 ** ((score - largest) · rate),

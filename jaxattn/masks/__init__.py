@@ -13,7 +13,7 @@ mask two last axes, T or 1 and S or 1, so that it can be cut into blocks; `allow
 
 from jaxattn.masks.base import Band, Leaf, Mask
 from jaxattn.masks.combined import And, ArrayMask, Or, as_mask, combine
-from jaxattn.masks.positions import Causal, Lengths, SlidingWindow
+from jaxattn.masks.positions import Causal, Chunked, Lengths, Prefix, SlidingWindow
 from jaxattn.masks.segments import Segments
 from jaxattn.masks.shapes import check_arrays, check_mask_shape, materialize
 
@@ -22,10 +22,12 @@ __all__ = [
     "ArrayMask",
     "Band",
     "Causal",
+    "Chunked",
     "Leaf",
     "Lengths",
     "Mask",
     "Or",
+    "Prefix",
     "Segments",
     "SlidingWindow",
     "as_mask",

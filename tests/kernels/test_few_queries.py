@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, patched, relative_error
+from cases import KERNELS, MASKS, POSITION_MASKS, draw, draw_heads, draw_mask, patched, relative_error
 from jax import export
 
 from jaxattn import dot_product_attention, explain_implementation, masks
@@ -22,7 +22,7 @@ def many_small_blocks():
         yield
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", [*MASKS, *POSITION_MASKS])
 @pytest.mark.parametrize(("T", "H"), [(1, 2), (2, 6), (3, 4)])
 def test_context_and_gradients_equal_float64_written_out(kind, T, H):
     S = 300  # two blocks of 128 and a part of a third

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, MASKS, draw, draw_heads, draw_mask, kept_factors, patched, relative_error
+from cases import KERNELS, MASKS, POSITION_MASKS, draw, draw_heads, draw_mask, kept_factors, patched, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +40,7 @@ def attend(request):
     S=st.integers(1, 130),
     K=st.integers(1, 3),
     group=st.integers(1, 3),
-    kind=st.sampled_from(MASKS),
+    kind=st.sampled_from([*MASKS, *POSITION_MASKS]),
     bias=st.sampled_from([None, (1, 1, 1), (0, 1, 1), (1, 0, 1), (0, 0, 0)]),
     rate=st.sampled_from([0.0, 0.3]),
     size=st.sampled_from([0.1, 1.0, 30.0]),
@@ -116,7 +116,12 @@ def test_float64_is_kept(kernel):
 
 def test_no_output_depends_on_a_later_input(attend):
     (x,) = draw(0, (70, 2, 4))
-    for mask in (masks.Causal(), masks.SlidingWindow(20), masks.Causal() & masks.Segments(jnp.arange(70) // 30)):
+    for mask in (
+        masks.Causal(),
+        masks.SlidingWindow(20),
+        masks.Causal() & masks.Chunked(25),
+        masks.Causal() & masks.Segments(jnp.arange(70) // 30),
+    ):
         assert_causal(lambda x, mask=mask: attend(x, x, x, mask), x, axis=0)
     with pytest.raises(AssertionError, match="depends on the later input"):
         assert_causal(lambda x: attend(x, x, x), x, axis=0)
@@ -146,7 +151,7 @@ def test_a_scale_that_is_an_array_has_a_gradient(attend):
     chex.assert_trees_all_close(loss(attend, 0.7), loss(KERNELS["dense"], 0.7), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", [*MASKS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in POSITION_MASKS)])
 def test_vmap_makes_more_examples_with_equal_results(attend, kind):
     query, key, value = draw(0, *[(3, 2, 50, 2, 4)] * 3)
     (bias,) = draw(1, (2, 50, 50))

@@ -39,8 +39,6 @@ def unsupported(call: AttentionCall) -> str | None:
         return "needs sizes that are known"
     if len(call.batch) > 8:
         return f"takes up to 8 batch axes, not {len(call.batch)}"
-    if call.soft_cap is not None or call.diagonals is not None or call.return_lse:
-        return "does not compute soft caps, biases by position and the logsumexp yet"
     return mask_code.unsupported(call.mask)
 
 

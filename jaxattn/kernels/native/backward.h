@@ -24,6 +24,7 @@ struct BackwardHead {
   float *key_copy = nullptr, *value_copy = nullptr, *query_copy = nullptr, *gradient_copy = nullptr;
   float *weights = nullptr, *slopes = nullptr;                 // a tile (kKeyRows, kQueries): after dropout; and dS
   MaskView mask = {};
+  bool of_bias = false;  // the gradient of the bias is computed
 };
 
 JAXATTN_INLINE bool needs_copy(const Problem& p, int64_t width) {
@@ -96,6 +97,10 @@ inline void load_queries(BackwardHead& h, int64_t head) {
     h.delta[t] =
         real ? product_of_rows<Number>(context + t * p.context_in.row, gradient + t * p.gradient.row, p.Dv) : 0.0f;
   }
+  if (p.lse_gradient.data) {
+    const float* of_lse = elements<Float32>(p.lse_gradient, offset(p.lse_gradient, h.b, p.batch_rank, head));
+    for (int64_t t = 0; t < p.T; ++t) h.delta[t] -= of_lse[t * p.lse_gradient.row];
+  }
   h.mask = mask_view(p, h.b, head);
   find_ranges(h);
 }
@@ -124,12 +129,15 @@ inline void multiply_by_queries(const BackwardHead& h, Range keys, Range queries
   }
 }
 
-// Add the bias of a key to its scores, and mask them entry by entry.
-inline void bias_and_mask(const BackwardHead& h, int64_t s, int64_t t, int64_t n, Coverage covered, float* scores) {
+// Turn the products of a key into logits, with cap and bias, and mask them entry by entry. `slopes` get the cap's.
+inline void finish_logits(const BackwardHead& h, int64_t s, int64_t t, int64_t n, Coverage covered, float* scores,
+                          float* slopes) {
   const Problem& p = h.p;
+  if (p.soft_cap > 0) cap_row(p, n, scores, slopes);
   if (p.bias.data) {
+    const float scale = p.soft_cap > 0 ? 1.0f : p.score_scale;
     const float* bias = elements<Float32>(p.bias, offset(p.bias, h.b, p.batch_rank, h.head)) + s * p.bias.column;
-    for (int64_t i = 0; i < n && t + i < p.T; ++i) scores[i] = scores[i] * p.score_scale + bias[(t + i) * p.bias.row];
+    for (int64_t i = 0; i < n && t + i < p.T; ++i) scores[i] = scores[i] * scale + bias[(t + i) * p.bias.row];
   }
   if (covered != kSome) return;
   int32_t allowed[kRun];
@@ -196,11 +204,16 @@ inline void differentiate_tile(const BackwardHead& h, Range keys, Range queries,
       std::memset(slopes, 0, (with.begin - queries.begin) * sizeof(float));
       std::memset(slopes + (with.end - queries.begin), 0, (queries.end - with.end) * sizeof(float));
       scores += with.begin - queries.begin, slopes += with.begin - queries.begin;
-      if (h.p.bias.data || covered == kSome) bias_and_mask(h, s, with.begin, with.end - with.begin, covered, scores);
+      float of_cap[kQueries];
+      if (has_logits(h.p) || covered == kSome)
+        finish_logits(h, s, with.begin, with.end - with.begin, covered, scores, of_cap);
       if (h.p.drop_below)
         differentiate_vectors<true>(h, s, with, scores, slopes);
       else
         differentiate_vectors<false>(h, s, with, scores, slopes);
+      // The bias comes after the cap. Where nothing flows, an infinite score makes no NaN.
+      if (h.p.soft_cap > 0 && !h.of_bias)
+        for (int64_t i = 0; i < with.end - with.begin; ++i) slopes[i] = slopes[i] == 0 ? 0 : slopes[i] * of_cap[i];
     }
   }
 }
@@ -323,11 +336,12 @@ inline void backward_join_task(const Problem& p, int64_t task, float*) {
 // compilers leave out where nothing uses it. A task is one key block of one plane (T, S) of the result.
 
 inline int64_t bias_strips(const Problem& p) {
-  return p.bias_gradient_strides.column ? ceil_div(p.S, kKeyRows) : 1;
+  return p.bias_gradient_strides.column && !p.bias_is_diagonal ? ceil_div(p.S, kKeyRows) : 1;
 }
 
 inline int64_t bias_plane(const Problem& p) {
   const Operand& strides = p.bias_gradient_strides;
+  if (p.bias_is_diagonal) return p.T + p.S - 1;
   return (strides.row ? p.T : 1) * (strides.column ? p.S : 1);
 }
 
@@ -365,14 +379,19 @@ inline void bias_task(const Problem& p, int64_t task, float* memory) {
   int64_t strips = bias_strips(p), strip = task % strips, plane_at = task / strips * bias_plane(p);
   Range keys = strips == 1 ? Range{0, p.S} : Range{strip * kKeyRows, least((strip + 1) * kKeyRows, p.S)};
   float* plane = p.bias_gradient + plane_at;
-  for (int64_t t = 0; t < (strides.row ? p.T : 1); ++t)
-    for (int64_t s = keys.begin; s < (strides.column ? keys.end : 1); ++s)
-      plane[t * strides.row + s * strides.column] = 0;
+  if (p.bias_is_diagonal) {
+    std::memset(plane - (p.T - 1), 0, bias_plane(p) * sizeof(float));
+  } else {
+    for (int64_t t = 0; t < (strides.row ? p.T : 1); ++t)
+      for (int64_t s = keys.begin; s < (strides.column ? keys.end : 1); ++s)
+        plane[t * strides.row + s * strides.column] = 0;
+  }
   for (int64_t example = 0; example < p.B; ++example)
     for (int64_t head = 0; head < p.H; ++head) {
       if (offset(strides, batch_index(p, example), p.batch_rank, head) != plane_at) continue;
       Scratch scratch = {memory};
       BackwardHead h = take_head(p, scratch, example, head / (p.H / p.K));
+      h.of_bias = true;
       load_keys<Number>(h);
       add_head_to_bias<Number>(h, head, keys, plane);
     }

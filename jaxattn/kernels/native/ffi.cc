@@ -1,8 +1,9 @@
 // The kernels as XLA FFI calls. Buffers are dense and row-major, as jax.ffi passes them by default.
 //
-// Arguments: query, key, value, [context, largest, log_total, gradient,] then those that `entries` names: the bias, the bits of rows and
-// of columns for dropout, and the arrays of the mask. The attribute `mask` holds three integers for each operation: its
-// kind, its first array among the arguments after the others, and the size of a window.
+// Arguments: query, key, value, [context, largest, log_total, gradient, and that of the logsumexp if `has_lse_gradient`,]
+// then those that attributes name: the bias, the bits of rows and of columns for dropout, and the arrays of the mask. The
+// attribute `mask` holds four integers for each operation: its kind, its first array among the arguments after the
+// others, and the size and the right of a window.
 #include <cstdint>
 #include <exception>
 #include <initializer_list>
@@ -50,6 +51,14 @@ Operand rows(const ffi::AnyBuffer& buffer) {
   return operand(buffer.untyped_data(), buffer.dimensions(), {&Operand::head, &Operand::row});
 }
 
+// The same for one number for each diagonal (..., H, 1, T + S - 1), from entry (0, 0) on, which is at T - 1.
+Operand diagonals(const ffi::AnyBuffer& buffer, int64_t T) {
+  Operand array = entries(buffer);
+  array.data += (T - 1) * int64_t(sizeof(float));
+  array.row = -1, array.column = 1;
+  return array;
+}
+
 Type type_of(ffi::DataType type) {
   if (type == ffi::BF16) return Type::kBFloat16;
   return type == ffi::F16 ? Type::kFloat16 : Type::kFloat32;
@@ -73,13 +82,18 @@ Problem problem_of(const ffi::RemainingArgs& args, size_t first, const ffi::Dict
   p.rate = number("rate"), p.score_scale = number("score_scale");
   p.query_factor = number("query_factor"), p.key_factor = number("key_factor");
   p.keep_factor = number("keep_factor"), p.drop_below = uint32_t(attributes.get<int64_t>("drop_below").value());
-  if (attributes.get<int64_t>("has_bias").value()) p.bias = entries(buffer(first++));
+  p.soft_cap = number("soft_cap"), p.bias_is_diagonal = attributes.get<int64_t>("has_diagonals").value();
+  if (attributes.get<int64_t>("has_bias").value()) {
+    p.bias = p.bias_is_diagonal ? diagonals(buffer(first), p.T) : entries(buffer(first));
+    ++first;
+  }
   if (p.drop_below) p.row_bits = entries(buffer(first++)), p.column_bits = entries(buffer(first++));
-  p.mask_ops = int(mask.size() / 3), p.mask_is_range = true;
+  p.mask_ops = int(mask.size() / 4), p.mask_is_range = true;
   for (int i = 0; i < p.mask_ops; ++i) {
-    const int64_t* code = mask.begin() + 3 * i;
+    const int64_t* code = mask.begin() + 4 * i;
     MaskOp& op = p.mask[i];
-    op.kind = MaskKind(code[0]), op.size = code[2];
+    op.kind = MaskKind(code[0]), op.size = code[2], op.right = code[3];
+    p.has_chunks |= op.kind == MaskKind::kChunked;
     bool pair = op.kind == MaskKind::kAnd || op.kind == MaskKind::kOr;
     if (!pair) op.first = entries(buffer(first + code[1]));
     if (op.kind == MaskKind::kSegments) op.second = entries(buffer(first + code[1] + 1));
@@ -123,7 +137,9 @@ ffi::Error forward(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::Remain
 
 // The problem of a backward pass, with the residuals of the forward pass.
 Problem backward_problem_of(const ffi::RemainingArgs& args, const ffi::Dictionary& attributes) {
-  Problem p = problem_of(args, 7, attributes);
+  bool has_lse_gradient = attributes.get<int64_t>("has_lse_gradient").value();
+  Problem p = problem_of(args, has_lse_gradient ? 8 : 7, attributes);
+  if (has_lse_gradient) p.lse_gradient = rows(args.get<ffi::AnyBuffer>(7).value());
   p.context_in = tokens(args.get<ffi::AnyBuffer>(3).value());
   p.largest_in = rows(args.get<ffi::AnyBuffer>(4).value());
   p.log_total_in = rows(args.get<ffi::AnyBuffer>(5).value());
@@ -146,8 +162,9 @@ ffi::Error bias_gradient(ffi::ThreadPool threads, ffi::RemainingArgs args, ffi::
                          ffi::Dictionary attributes) {
   return guarded([&] {
     Problem p = backward_problem_of(args, attributes);
-    p.bias_gradient = result(results, 0);
-    p.bias_gradient_strides = entries(*results.get<ffi::AnyBuffer>(0).value());
+    auto buffer = results.get<ffi::AnyBuffer>(0).value();
+    p.bias_gradient_strides = p.bias_is_diagonal ? diagonals(*buffer, p.T) : entries(*buffer);
+    p.bias_gradient = result(results, 0) + (p.bias_is_diagonal ? p.T - 1 : 0);
     FfiPool pool(threads);
     return run_bias(pool, p);
   });

@@ -101,14 +101,20 @@ JAXATTN_INLINE void mask_ends(float* row, int64_t begin, int64_t end) {
   if (last + VL > end) store(row + last, lanes() < int32_t(end - last) ? load(row + last) : masked);
 }
 
-inline void add_bias(const ForwardHead& h, int64_t t, int64_t g, int64_t s, int64_t n, float* row) {
+// Turn n products of a row into logits, with cap and bias.
+inline void cap_and_bias(const ForwardHead& h, int64_t t, int64_t g, int64_t s, int64_t n, float* row) {
   const Problem& p = h.p;
+  if (p.soft_cap > 0) {
+    cap_row(p, n, row, nullptr);
+    if (!p.bias.data) return;
+  }
+  const float scale = p.soft_cap > 0 ? 1.0f : p.score_scale;
   const float* bias = elements<Float32>(p.bias, offset(p.bias, h.b, p.batch_rank, h.kv_head * h.G + g));
   bias += t * p.bias.row + s * p.bias.column;
   if (p.bias.column == 0)
-    for (int64_t i = 0; i < n; ++i) row[i] = row[i] * p.score_scale + *bias;
+    for (int64_t i = 0; i < n; ++i) row[i] = row[i] * scale + *bias;
   else
-    for (int64_t i = 0; i < n; ++i) row[i] = row[i] * p.score_scale + bias[i];
+    for (int64_t i = 0; i < n; ++i) row[i] = row[i] * scale + bias[i];
 }
 
 inline void mask_row(const MaskView& mask, int64_t t, int64_t s, int64_t n, float* row) {
@@ -150,7 +156,7 @@ inline void update_softmax(const ForwardHead& h, QueryBlock& block, int64_t r, R
   for (int64_t i = group_begin; i < begin; i += VL) store(row + i, Floats{});
   for (int64_t i = end; i < group_end; i += VL) store(row + i, Floats{});
   if (begin == end) return;
-  if (h.p.bias.data) add_bias(h, t, g, tile.begin + keys.begin, keys.end - keys.begin, row + keys.begin);
+  if (has_logits(h.p)) cap_and_bias(h, t, g, tile.begin + keys.begin, keys.end - keys.begin, row + keys.begin);
   if (covered == kSome) mask_row(h.masks[g], t, tile.begin + keys.begin, keys.end - keys.begin, row + keys.begin);
   mask_ends(row, keys.begin, keys.end);
 

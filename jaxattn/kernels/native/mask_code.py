@@ -11,13 +11,14 @@ from jaxattn.masks.positions import FARTHEST
 # The library has room for twice as many operations: each part but the first adds itself and an `&` or `|`.
 MAX_PARTS = 8
 
-CAUSAL, WINDOW, LENGTHS, SEGMENTS, ARRAY, AND, OR = range(7)  # as in problem.h
+KNOWN = masks.Causal | masks.SlidingWindow | masks.Chunked | masks.Lengths | masks.Segments | masks.ArrayMask
+CAUSAL, WINDOW, LENGTHS, SEGMENTS, ARRAY, AND, OR, CHUNKED = range(8)  # as in problem.h
 
 
 class MaskCode(NamedTuple):
-    """Each operation is its kind, the place of its first array, and the size of a window."""
+    """Each operation is its kind, the place of its first array, and the size and the right of a window."""
 
-    operations: list[tuple[int, int, int]]
+    operations: list[tuple[int, int, int, int]]
     arrays: list[Array]
 
 
@@ -25,7 +26,7 @@ def unsupported(mask: masks.Mask | None) -> str | None:
     """Return why the library cannot read an expanded mask, or None; nothing is computed."""
     parts = _parts(mask)
     for part in parts:
-        if not isinstance(part, masks.Causal | masks.SlidingWindow | masks.Lengths | masks.Segments | masks.ArrayMask):
+        if not isinstance(part, KNOWN):
             return f"does not know the mask {type(part).__name__}"
     count = sum(2 if isinstance(part, masks.Segments) and _is_long(part.ids) else 1 for part in parts)
     return f"takes masks of up to {MAX_PARTS} parts, not {count}" if count > MAX_PARTS else None
@@ -51,28 +52,31 @@ def _append(code: MaskCode, mask: masks.Mask) -> None:
         case masks.And() | masks.Or():
             _append(code, mask.first)
             _append(code, mask.second)
-            code.operations.append((AND if isinstance(mask, masks.And) else OR, 0, 0))
+            code.operations.append((AND if isinstance(mask, masks.And) else OR, 0, 0, 0))
         case masks.Causal():
-            code.operations.append((CAUSAL, place, 0))
+            code.operations.append((CAUSAL, place, 0, 0))
             code.arrays.append(mask.offset)
         case masks.SlidingWindow():
-            code.operations.append((WINDOW, place, min(mask.size, FARTHEST)))
+            code.operations.append((WINDOW, place, min(mask.size, FARTHEST), min(mask.right, FARTHEST)))
+            code.arrays.append(mask.offset)
+        case masks.Chunked():
+            code.operations.append((CHUNKED, place, min(mask.size, FARTHEST), 0))
             code.arrays.append(mask.offset)
         case masks.Lengths():
-            code.operations.append((LENGTHS, place, 0))
+            code.operations.append((LENGTHS, place, 0, 0))
             code.arrays.append(mask.lengths)
         case masks.Segments():
             _append_segments(code, mask.ids, mask.key_ids)
         case masks.ArrayMask():
-            code.operations.append((ARRAY, place, 0))
+            code.operations.append((ARRAY, place, 0, 0))
             code.arrays.append(mask.allowed)
 
 
 def _append_segments(code: MaskCode, ids: Array, key_ids: Array) -> None:
     """Compare ids of 64 bits by halves, both of which must be equal."""
     for count, (queries, keys) in enumerate(zip(_halves(ids), _halves(key_ids), strict=True)):
-        code.operations.append((SEGMENTS, len(code.arrays), 0))
-        code.operations.extend([(AND, 0, 0)] * min(count, 1))
+        code.operations.append((SEGMENTS, len(code.arrays), 0, 0))
+        code.operations.extend([(AND, 0, 0, 0)] * min(count, 1))
         code.arrays.extend((queries, keys))
 
 

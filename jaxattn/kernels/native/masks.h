@@ -5,6 +5,27 @@
 
 namespace jaxattn::JAXATTN_ISA {
 
+// Whether scores are more than query · key.
+JAXATTN_INLINE bool has_logits(const Problem& p) { return p.bias.data || p.soft_cap > 0; }
+
+// Scale and cap n products of a query and a key; `slopes` get the derivatives of the cap.
+inline void cap_row(const Problem& p, int64_t n, float* row, float* slopes) {
+  const float factor = p.score_scale / p.soft_cap;
+  auto cap = [&](float* at, float* slopes_at) {
+    Floats value = tanh(load(at) * factor);
+    if (slopes_at) store(slopes_at, 1.0f - value * value);
+    store(at, value * p.soft_cap);
+  };
+  int64_t whole = n / VL * VL, rest = n - whole;
+  for (int64_t i = 0; i < whole; i += VL) cap(row + i, slopes ? slopes + i : nullptr);
+  if (rest == 0) return;
+  float last[VL] = {}, last_slopes[VL];
+  std::memcpy(last, row + whole, rest * sizeof(float));
+  cap(last, last_slopes);
+  std::memcpy(row + whole, last, rest * sizeof(float));
+  if (slopes) std::memcpy(slopes + whole, last_slopes, rest * sizeof(float));
+}
+
 constexpr int kRun = kKeys > kQueries ? kKeys : kQueries;  // the most entries that are tested at once
 
 struct Range {
@@ -30,16 +51,17 @@ JAXATTN_INLINE int32_t int_at(const char* data, int64_t i) { return reinterpret_
 constexpr int64_t kFar = int64_t{1} << 40;
 
 JAXATTN_INLINE MaskView mask_view(const Problem& p, const BatchIndex& b, int64_t head) {
-  MaskView view = {p.mask, p.mask_ops, {}, {}, p.mask_is_range, {0, p.S}, {-kFar, kFar}};
+  MaskView view = {p.mask, p.mask_ops, {}, {}, p.mask_is_range && !p.has_chunks, {0, p.S}, {-kFar, kFar}};
   for (int i = 0; i < p.mask_ops; ++i) {
     const MaskOp& op = p.mask[i];
     int64_t size = op.kind == MaskKind::kArray ? 1 : 4;
     if (op.first.data) view.first[i] = op.first.data + size * offset(op.first, b, p.batch_rank, head);
     if (op.second.data) view.second[i] = op.second.data + size * offset(op.second, b, p.batch_rank, head);
-    if (!p.mask_is_range || op.kind == MaskKind::kAnd) continue;
+    if (!view.is_range || op.kind == MaskKind::kAnd) continue;
     int64_t position = int_at(view.first[i], 0);
     if (op.kind == MaskKind::kLengths) view.all.end = least(view.all.end, most(position, 0));
-    if (op.kind != MaskKind::kLengths) view.shifted.end = least(view.shifted.end, position + 1);
+    int64_t right = op.kind == MaskKind::kWindow ? op.right : 0;
+    if (op.kind != MaskKind::kLengths) view.shifted.end = least(view.shifted.end, position + 1 + right);
     if (op.kind == MaskKind::kWindow) view.shifted.begin = most(view.shifted.begin, position + 1 - op.size);
   }
   return view;
@@ -47,7 +69,13 @@ JAXATTN_INLINE MaskView mask_view(const Problem& p, const BatchIndex& b, int64_t
 
 JAXATTN_INLINE bool has_window(const MaskView& mask) { return mask.is_range && mask.shifted.begin > -kFar; }
 
-// A range outside which the query may attend to no key, of a mask that is more than a range.
+// The first key of the chunk of a position.
+JAXATTN_INLINE int64_t chunk_begin(int64_t position, int64_t size) {
+  int64_t rest = position % size;
+  return position - (rest < 0 ? rest + size : rest);
+}
+
+// The range outside which the query may attend to no key; without kOr, kSegments and kArray it attends to all inside.
 inline Range bounding_range(const MaskView& mask, int64_t t, int64_t S) {
   Range stack[kMaxMaskOps + 1] = {{0, S}};
   int depth = 0;
@@ -67,7 +95,10 @@ inline Range bounding_range(const MaskView& mask, int64_t t, int64_t S) {
     Range range = {0, S};
     if (op.kind == MaskKind::kLengths) range.end = int_at(mask.first[i], 0);
     if (op.kind == MaskKind::kCausal || op.kind == MaskKind::kWindow) range.end = t + int_at(mask.first[i], 0) + 1;
-    if (op.kind == MaskKind::kWindow) range.begin = range.end - op.size;
+    if (op.kind == MaskKind::kWindow) range.begin = range.end - op.size, range.end += op.right;
+    if (op.kind == MaskKind::kChunked) {
+      range.begin = chunk_begin(t + int_at(mask.first[i], 0), op.size), range.end = range.begin + op.size;
+    }
     stack[depth++] = {most(range.begin, 0), least(range.end, S)};
   }
   return stack[0];
@@ -127,8 +158,16 @@ inline Coverage coverage(const MaskView& mask, Range t, Range s) {
     }
     if (op.kind == MaskKind::kCausal || op.kind == MaskKind::kWindow) {
       int64_t shift = int_at(mask.first[i], 0), size = op.kind == MaskKind::kWindow ? op.size : INT64_MAX / 2;
-      bool none = s.begin > t.end - 1 + shift || s.end - 1 <= t.begin + shift - size;
-      bool all = s.end - 1 <= t.begin + shift && s.begin > t.end - 1 + shift - size;
+      int64_t right = shift + (op.kind == MaskKind::kWindow ? op.right : 0);
+      bool none = s.begin > t.end - 1 + right || s.end - 1 <= t.begin + shift - size;
+      bool all = s.end - 1 <= t.begin + right && s.begin > t.end - 1 + shift - size;
+      found = none ? kNone : all ? kAll : kSome;
+    }
+    if (op.kind == MaskKind::kChunked) {
+      int64_t shift = int_at(mask.first[i], 0);
+      int64_t first = chunk_begin(t.begin + shift, op.size), last = chunk_begin(t.end - 1 + shift, op.size);
+      bool none = s.begin >= last + op.size || s.end <= first;
+      bool all = first == last && s.begin >= first && s.end <= first + op.size;
       found = none ? kNone : all ? kAll : kSome;
     }
     stack[depth++] = found;
@@ -161,12 +200,18 @@ inline void test_entries(const MaskView& mask, int64_t t, int64_t s, int64_t n, 
       int64_t step = kAlongKeys ? op.first.column : op.first.row;
       const char* from = first + t * op.first.row + s * op.first.column;
       for (int64_t j = 0; j < n; ++j) top[j] = from[j * step] ? -1 : 0;
+    } else if (op.kind == MaskKind::kChunked) {
+      int64_t shift = int_at(first, 0);
+      for (int64_t j = 0; j < n; ++j) {
+        int64_t begin = chunk_begin((kAlongKeys ? t : t + j) + shift, op.size), key = kAlongKeys ? s + j : s;
+        top[j] = key >= begin && key < begin + op.size ? -1 : 0;
+      }
     } else {
-      int64_t bound = int_at(first, 0);
+      int64_t bound = int_at(first, 0), right = op.kind == MaskKind::kWindow ? op.right : 0;
       for (int64_t j = 0; j < n; ++j) {
         int64_t query = kAlongKeys ? t : t + j, key = kAlongKeys ? s + j : s;
         int64_t distance = op.kind == MaskKind::kLengths ? key - bound + 1 : key - query - bound;
-        top[j] = distance <= 0 && (op.kind != MaskKind::kWindow || distance > -op.size) ? -1 : 0;
+        top[j] = distance <= right && (op.kind != MaskKind::kWindow || distance > -op.size) ? -1 : 0;
       }
     }
     ++depth;

@@ -33,11 +33,12 @@ struct Operand {
 };
 
 // A mask in postfix order: `kAnd` and `kOr` combine the two results before them.
-enum class MaskKind { kCausal, kWindow, kLengths, kSegments, kArray, kAnd, kOr };
+enum class MaskKind { kCausal, kWindow, kLengths, kSegments, kArray, kAnd, kOr, kChunked };
 
 struct MaskOp {
   MaskKind kind;
-  int64_t size;           // of a window
+  int64_t size;           // of a window or a chunk
+  int64_t right;          // how many keys after its own a query of a window may attend to
   Operand first, second;  // offsets; lengths; ids and ids of the keys; booleans
 };
 
@@ -46,22 +47,28 @@ struct Problem {
   int batch_rank;
   int64_t batch_shape[kMaxBatchRank];
   int64_t B, T, S, H, K, D, Dv;
-  // score = query · key, times the scale and plus the bias if there is one; weight = 2 ** ((score - largest) * rate -
-  // log_total). See ../softmax.py.
+  // score = query · key if the call is plain, or cap(score_scale * query · key) + bias; weight = 2 ** ((score - largest)
+  // * rate - log_total). See ../softmax.py.
   float rate, score_scale;
+  float soft_cap;  // 0 is none
   float query_factor, key_factor;  // of their gradients
   Operand query, key, value, bias;
+  // The bias has one number for each diagonal of the scores: its row stride is -1, its column stride 1, and its data
+  // begin at entry (0, 0). So does its gradient.
+  bool bias_is_diagonal;
   Operand row_bits, column_bits;  // of dropout
   uint32_t drop_below;            // an entry is dropped if its bits are less
   float keep_factor;              // 1 / (1 - rate)
   int mask_ops;
   MaskOp mask[kMaxMaskOps];
   bool mask_is_range;  // each query attends to one range of keys
+  bool has_chunks;     // the range is more than a sum of the query and a number
 
   // Results of the forward pass, arguments of the backward pass: (B, T, H, Dv), and (B, H, T) twice.
   char* context;
   float *largest, *log_total;
   Operand context_in, gradient, largest_in, log_total_in;
+  Operand lse_gradient;  // of the natural logsumexp; may be missing
   // Results of the backward pass.
   char *query_gradient, *key_gradient, *value_gradient;
   float* bias_gradient;

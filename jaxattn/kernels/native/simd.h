@@ -90,6 +90,19 @@ JAXATTN_INLINE Floats exp2(Floats x) {
   return x < lowest ? Floats{} : power;
 }
 
+// The hyperbolic tangent: near 0 an odd polynomial, fitted by least squares, relative error 1e-7; beyond, by exp2.
+JAXATTN_INLINE Floats tanh(Floats x) {
+  Floats size = x < 0.0f ? -x : x;
+  Floats clipped = size > 10.0f ? splat(10.0f) : size;
+  Floats far = 1.0f - 2.0f / (exp2(clipped * 2.88539008f) + 1.0f);
+  Floats square = x * x;
+  Floats sum = square * -0.005864149f + 0.02082964f;
+  sum = sum * square - 0.05381397f;
+  sum = sum * square + 0.13332517f;
+  sum = sum * square - 0.33333326f;
+  return size < 0.625f ? x + x * square * sum : x < 0.0f ? -far : far;
+}
+
 constexpr float kLowest = -3.40282347e38f;
 
 // How many floats take as much memory.
