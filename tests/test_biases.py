@@ -87,7 +87,7 @@ HEADS = jnp.ones((2, 3, 4, 2))
         (lambda: biases.Relative(jnp.ones((32, 2)), max_distance=8), ValueError, "max_distance=8 must exceed.* 8"),
         (lambda: biases.Alibi(jnp.ones(4), 1.5).array(2, 2), TypeError, "offset has dtype"),
         (lambda: attend(bias=biases.Alibi(jnp.ones(3))), ValueError, "bias is for 3 heads.*query has 4"),
-        (lambda: attend(bias=biases.Alibi(jnp.ones(4), jnp.zeros(3, int))), ValueError, r"offset of shape \(3,\).*\(2,\)"),
+        (lambda: attend(bias=biases.Alibi(jnp.ones(4), jnp.zeros(3, int))), ValueError, r"offset of shape \(3,\)"),
         (lambda: attend(sinks=jnp.ones(3)), ValueError, r"sinks has shape \(3,\).*\(4,\)"),
         (lambda: attend(sinks=jnp.ones(4, int)), TypeError, "sinks has dtype"),
         (lambda: attend(soft_cap=0.0), ValueError, "soft_cap=0.0 must be"),

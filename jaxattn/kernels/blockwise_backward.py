@@ -81,7 +81,7 @@ def backward(
         (key[..., :S, :, :] * scale).astype(call.key.dtype),
         value[..., :S, :, :].astype(call.value.dtype),
         None if bias is None or call.bias is None else _unpad_bias(bias, call),
-        None if diagonals is None else unpad_diagonals(call, _join_heads(diagonals), operands.entries.queries),
+        None if diagonals is None else unpad_diagonals(call, _join_heads(diagonals), blocks.inner_count * blocks.inner),
         sinks_gradient(call, context, lse, gradient, lse_gradient),
     )
 
@@ -115,7 +115,8 @@ def _zeros(call: AttentionCall, operands: _Operands) -> Any:
     zeros = [full((*call.batch, *array.shape[-3:]), 0, operands.query, call.wide) for array in arrays]
     # A bias that all examples share adds up, except over axes of `vmap`, which adds them up itself.
     mapped = call.mapped_axes
-    biases = operands.entries.bias, operands.entries.diagonals
+    entries = operands.entries
+    biases = entries.bias, None if entries.diagonals is None else entries.diagonals.array
     return *zeros, *jax.tree.map(
         lambda bias: full((*call.batch[:mapped], *bias.shape[mapped:]), 0, bias, bias.dtype), biases
     )
@@ -147,9 +148,9 @@ def _add_key_block(call: AttentionCall, blocks: Blocks, operands: _Operands, ste
         of_queries = _add_queries(of_queries, product(call, key_t, factor), heads, first_query)
         of_entries = of_logits.swapaxes(-2, -1)
         of_bias = _add_bias(of_bias, of_entries, (*heads.start, first_query, first_key))
-        if of_diagonals is not None:
+        if operands.entries.diagonals is not None:
             lines = sum_diagonals(of_entries)  # (B, K, G, 1, bq + bk)
-            first = first_key - first_query + operands.entries.queries - bq
+            first = operands.entries.diagonals.first((first_query, first_key), bq)
             of_diagonals = _add_bias(of_diagonals, lines, (*heads.start, 0, first))
         return of_key, of_value, of_queries, of_bias, of_diagonals
 

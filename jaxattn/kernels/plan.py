@@ -3,9 +3,10 @@
 A mask is tested in grains, each a quarter of an inner block, so that the inner blocks of an outer block can begin close
 to its band. For each outer block, the inner blocks are tested one by one, so masked blocks are skipped inside the range
 of a window with sinks or of packed documents too. The test is exact for positions (`Causal`, `SlidingWindow`,
-`Chunked`, `Lengths`, `Prefix`) and boolean arrays. For `Segments` it compares the ranges of ids, which is exact where ids are sorted. `&`
-and `|` combine the answers of their parts, so a block may be computed although every entry is masked by one part or the
-other. A block is skipped only if it is masked in all examples and heads that are computed at once.
+`Chunked`, `Lengths`, `Prefix`) and boolean arrays. For `Segments` it compares the ranges of ids, which is exact where
+ids are sorted. `&` and `|` combine the answers of their parts, so a block may be computed although every entry is
+masked by one part or the other. A block is skipped only if it is masked in all examples and heads that are computed at
+once.
 """
 
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def with_sinks(call: AttentionCall, context: Array, lse: LogSumExp) -> tuple[Arr
         return context, lse
     joined, of_keys, _ = join(call, lse, LogSumExp.of_sinks(call))
     factor = jnp.swapaxes(of_keys, -2, -1)[..., None]  # (B, H, T) -> (B, T, H, 1)
-    return (context * factor).astype(context.dtype), joined
+    return (context.astype(call.wide) * factor).astype(context.dtype), joined
 
 
 def sinks_gradient(
@@ -99,7 +99,7 @@ def sinks_gradient(
 
 
 def delta_of(call: AttentionCall, context: Array, gradient: Array, lse_gradient: Array | None) -> Array:
-    """Return delta `(B, H, T)` = rowsum(dO ∘ O), less the gradient of the logsumexp; its derivatives are the weights."""
+    """Return delta `(B, H, T)` = rowsum(dO ∘ O), less the gradient of the lse, whose derivatives are the weights."""
     delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
     return delta if lse_gradient is None else delta - lse_gradient
 

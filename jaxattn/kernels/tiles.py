@@ -45,6 +45,17 @@ def key_columns(array: Array, heads: HeadBlock, first: Index, columns: int) -> A
     return take(array, (*batch, k, 0, first), (*sizes, nk, array.shape[-2], columns))[..., None, :, :]
 
 
+class Diagonals(NamedTuple):
+    """A bias by distance, padded (`diagonals.py`), and T with padding."""
+
+    array: Array  # (B, K, G, 1, T + S)
+    queries: int
+
+    def first(self, first: tuple[Index, Index], rows: int) -> Index:
+        """Return the first diagonal of a tile that begins at this query and key."""
+        return first[1] - first[0] + self.queries - rows
+
+
 class Entries(NamedTuple):
     """What belongs to each entry of the scores `(B, K, G, T, S)`: its mask, bias and dropout bits, all or one tile."""
 
@@ -52,8 +63,7 @@ class Entries(NamedTuple):
     bias: Array | None
     row_bits: Array | None
     column_bits: Array | None
-    diagonals: Array | None  # (B, K, G, 1, T + S) instead of a bias; none in a tile
-    queries: int  # T, with padding
+    diagonals: Diagonals | None  # instead of a bias; none in a tile
 
     @classmethod
     def of(cls, call: AttentionCall, T: int, S: int) -> "Entries":
@@ -63,26 +73,25 @@ class Entries(NamedTuple):
         if real_keys < S:
             no_padding = Lengths(jnp.full((1,) * (len(call.batch) + 3), real_keys))
             mask = no_padding if mask is None else mask & no_padding
-        arrays = mask, call.bias, call.row_bits, call.column_bits
-        arrays = jax.tree.map(lambda array: split_heads(pad_entries(array, T, S), H, K), arrays)
-        diagonals = None if call.diagonals is None else split_heads(pad_diagonals(call, T, S), H, K)
-        return cls(*arrays, diagonals, T)
+        entries = cls(mask, call.bias, call.row_bits, call.column_bits, None)
+        entries = jax.tree.map(lambda array: split_heads(pad_entries(array, T, S), H, K), entries)
+        if call.diagonals is None:
+            return entries
+        return entries._replace(diagonals=Diagonals(split_heads(pad_diagonals(call, T, S), H, K), T))
 
     def tile(self, heads: HeadBlock, first: tuple[Index, Index], size: tuple[int, int]) -> "Entries":
         """Return the tile that begins at this query and key."""
-        arrays = self.mask, self.bias, self.row_bits, self.column_bits
-        mask, bias, *bits = jax.tree.map(
-            lambda array: take(array, (*heads.start, *first), (*heads.size, *size)), arrays
-        )
-        if self.diagonals is not None:
-            start = (*heads.start, 0, first[1] - first[0] + self.queries - size[0])
-            bias = tile_of_diagonals(take(self.diagonals, start, (*heads.size, 1, sum(size))), *size)
-        return Entries(mask, bias, *bits, None, self.queries)
+        entries = self._replace(diagonals=None)
+        entries = jax.tree.map(lambda array: take(array, (*heads.start, *first), (*heads.size, *size)), entries)
+        if self.diagonals is None:
+            return entries
+        start = (*heads.start, 0, self.diagonals.first(first, size[0]))
+        lines = take(self.diagonals.array, start, (*heads.size, 1, sum(size)))
+        return entries._replace(bias=tile_of_diagonals(lines, *size))
 
     def transposed(self) -> "Entries":
-        """Swap the axes of queries and keys."""
-        arrays = self.mask, self.bias, self.row_bits, self.column_bits
-        return Entries(*jax.tree.map(lambda array: jnp.swapaxes(array, -2, -1), arrays), None, self.queries)
+        """Swap the axes of queries and keys of a tile."""
+        return jax.tree.map(lambda array: jnp.swapaxes(array, -2, -1), self)
 
     def masked(self, call: AttentionCall, scores: Array, queries: Array, keys: Array) -> Array:
         """Return scores as in `softmax.py`, from query · key, and -inf where these positions are masked."""

@@ -74,8 +74,8 @@ def attend(call: AttentionCall) -> tuple[Array, ...]:
 
 def _out_sharding(call: AttentionCall, sharding: Any) -> tuple[Any, ...]:
     """Return how the results are sharded: as the query is."""
-    *batch, tokens, heads, _ = (*sharding.spec, *(None,) * (call.query.ndim - len(sharding.spec)))
-    rows = NamedSharding(sharding.mesh, PartitionSpec(*batch, heads, tokens))
+    axes = [*sharding.spec, *[None] * (call.query.ndim - len(sharding.spec))]
+    rows = NamedSharding(sharding.mesh, PartitionSpec(*axes[:-3], axes[-2], axes[-3]))
     return (sharding, rows) if call.return_lse else (sharding,)
 
 

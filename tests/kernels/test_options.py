@@ -192,7 +192,7 @@ def test_results_come_in_one_order():
     chex.assert_trees_all_close((context, lse), (again, other_lse), atol=1e-6)
     assert (context.shape, weights.shape, lse.shape) == ((2, 5, 2, 8), (2, 2, 5, 7), (2, 2, 5))
     # Sinks take their share.
-    sink_weights = jnp.exp(OPTIONS["sinks"][:, None] - lse)
+    sink_weights = jnp.exp(OPTIONS["sinks"][None, :, None] - lse)
     np.testing.assert_allclose(weights.sum(-1) + sink_weights, 1, rtol=1e-5)
 
 
