@@ -3,6 +3,7 @@
     call.py                  the arguments of one call, checked, and the letters of all shapes
     choice.py, platforms.py  which kernel runs, and where
     dense.py                 the steps of `functional.py` for many heads
+    logits.py, diagonals.py                  soft cap, bias, mask and sinks; a bias by distance in linear memory
     softmax.py, online.py, exp2.py           how scores become weights, at once and block by block
     blocks.py, tiles.py, plan.py             how attention is cut into blocks, and which are skipped
     blockwise.py             attention block by block, in linear memory
