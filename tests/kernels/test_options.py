@@ -109,12 +109,13 @@ CASES = {
 }
 
 
+@settings(max_examples=8)
 @given(kernel=st.sampled_from([*KERNELS]), T=st.integers(1, 130), S=st.integers(1, 130), **CASES)
 def test_any_options_together_equal_float64(kernel, T, S, **case):
     check(kernel, T=T, S=S, **case)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(kernel=st.sampled_from(sorted({"blockwise", "native"} & {*KERNELS})), T=st.integers(1, 2), **CASES)
 def test_any_options_together_equal_float64_with_few_queries(kernel, T, **case):
     check(kernel, T=T, S=300, **case)
@@ -211,7 +212,7 @@ def test_a_sink_of_minus_infinity_is_none(attend):
     chex.assert_trees_all_close(came, attend(query, key, value, masks.Causal(-2), return_lse=True), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e4, 1e18])
+@pytest.mark.parametrize("size", [1e4, pytest.param(1e18, marks=pytest.mark.slow)])
 def test_large_scores_and_sinks_do_not_overflow(attend, size):
     query, key, value = draw(0, *[(1, 70, 2, 4)] * 3)
     for sinks in (jnp.array([size, -size]), jnp.array([0.0, 100.0])):
