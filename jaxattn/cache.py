@@ -1,11 +1,20 @@
-"""The KV cache: keys and values of earlier tokens, so that a new token costs one row of attention and not all."""
+"""The KV cache: keys and values of earlier tokens, so that a new token costs one row of attention and not all.
 
-from typing import NamedTuple
+`Cache` holds all tokens, `RollingCache` those of a window. Beam search gathers a cache with `reorder_cache`, and
+`check_room` says before a compiled call whether tokens fit.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
+
+from jaxattn.checks import as_integers, known
+from jaxattn.masks import Segments
 
 
 class Cache(NamedTuple):
@@ -15,15 +24,13 @@ class Cache(NamedTuple):
     """
 
     key: Float[Array, "*batch L K D"]
-    value: Float[Array, "*batch L K D"]
+    value: Float[Array, "*batch L K D_v"]
     length: Int[Array, "*batch"]
 
     @classmethod
-    def empty(cls, key: Array, room: int) -> "Cache":
-        """Return an empty cache for `room` tokens with the heads, width and type of `key` `(..., T, K, D)`."""
-        *batch, _, K, D = key.shape
-        zeros = jnp.zeros((*batch, room, K, D), key.dtype)
-        return cls(zeros, zeros, jnp.zeros(batch, jnp.int32))
+    def empty(cls, key: Array, value: Array, room: int) -> "Cache":
+        """Return an empty cache for `room` tokens with the heads, widths and types of keys and values."""
+        return cls(_zeros(key, room), _zeros(value, room), jnp.zeros(key.shape[:-3], jnp.int32))
 
     @property
     def is_whole(self) -> Bool[Array, "*batch"]:
@@ -51,6 +58,135 @@ class Cache(NamedTuple):
             for old, new in ((self.key, key), (self.value, value))
         )
         return Cache(keys, values, jnp.where(fits, self.length + added, room + 1))
+
+
+class RollingCache(NamedTuple):
+    """Keys and values `(..., R, K, D)` of the last R tokens of each example, the latest at the end.
+
+    `count` is how many tokens there have been, and -1 where nobody knows how many were real.
+    """
+
+    recent_key: Float[Array, "*batch R K D"]
+    recent_value: Float[Array, "*batch R K D_v"]
+    count: Int[Array, "*batch"]
+
+    @classmethod
+    def empty(cls, key: Array, value: Array, room: int) -> "RollingCache":
+        """Return an empty cache of `room` tokens with the heads, widths and types of keys and values."""
+        return cls(_zeros(key, room), _zeros(value, room), jnp.zeros(key.shape[:-3], jnp.int32))
+
+    @property
+    def length(self) -> Int[Array, "*batch"]:
+        """The position of the next token."""
+        return self.count
+
+    @property
+    def is_whole(self) -> Bool[Array, "*batch"]:
+        """Whether it is known which tokens of an example are in the cache."""
+        return self.count >= 0
+
+    def joined(self, key: Array, value: Array, real: Array | None) -> tuple[Array, Array, Segments]:
+        """Return keys and values `(..., R + T, K, D)`, the new ones behind the old, and a mask of those that are real.
+
+        Query t stands at R + t among them.
+        """
+        *batch, T, _, _ = key.shape
+        R, rank = self.recent_key.shape[-3], len(batch)
+        places = jnp.arange(R + T, dtype=jnp.int32).reshape((1,) * rank + (-1,))
+        is_real = places >= (R - self.count)[..., None]
+        if real is not None:
+            is_real = is_real & (places < (R + real)[..., None])
+            # Padding may be any number, and NaN times a weight of 0 is NaN.
+            is_new = is_real[..., R:, None, None]
+            key, value = (jnp.where(is_new, new, jnp.zeros((), new.dtype)) for new in (key, value))
+        keys, values = (jnp.concatenate(pair, -3) for pair in ((self.recent_key, key), (self.recent_value, value)))
+        return keys, values, Segments(jnp.zeros((*batch, T), jnp.int32), is_real.astype(jnp.int32) - 1)
+
+    def advanced(self, keys: Array, values: Array, T: int, real: Array | None) -> "RollingCache":
+        """Return the cache after T tokens, of which the first `real` are real, from what `joined` returned."""
+        R = self.recent_key.shape[-3]
+        if real is None:
+            added, is_known = jnp.full_like(self.count, T), self.count >= 0
+            latest = keys[..., T:, :, :], values[..., T:, :, :]
+        else:
+            is_known = (self.count >= 0) & (real >= 0) & (real <= T)
+            added = jnp.where(is_known, real, 0)
+            cut = lambda array, start: lax.dynamic_slice_in_dim(array, start, R)  # noqa: E731
+            for _ in range(self.count.ndim):
+                cut = jax.vmap(cut)
+            latest = cut(keys, added), cut(values, added)
+        return RollingCache(*latest, jnp.where(is_known, self.count + added, -1))
+
+
+def reorder_cache(cache: Any, indices: Int[Array, " examples"], axis: int = 0) -> Any:
+    """Gather a cache by example: example i of the result continues example `indices[i]`, as beam search needs it.
+
+    Args:
+        cache: the collection "cache" of a Linen model, the `nnx.Cache` state of an NNX model, or any tree of arrays
+            whose axis `axis` is the batch.
+        indices: an integer for each example of the result; there may be more or fewer than before.
+        axis: the batch axis, 1 for layers stacked by `nn.scan`.
+
+    Raises:
+        ValueError: an index is outside the batch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxattn import reorder_cache
+        >>> reorder_cache({"length": jnp.array([3, 5])}, jnp.array([1, 1, 0]))["length"].tolist()
+        [5, 5, 3]
+    """
+    indices = as_integers("indices", indices)
+    numbers = known(indices)
+    for leaf in jax.tree.leaves(cache):
+        size = leaf.shape[axis] if leaf.ndim > axis else 0
+        if indices.ndim != 1 or size == 0 or (numbers is not None and ((numbers < 0) | (numbers >= size)).any()):
+            raise ValueError(
+                f"indices are {indices if numbers is None else numbers.tolist()}, but must be one axis of numbers from "
+                f"0 to {size - 1}, the examples on axis {axis} of a cache with an array of shape {leaf.shape}"
+            )
+    return jax.tree.map(lambda leaf: jnp.take(leaf, indices, axis=axis), cache)
+
+
+def check_room(cache: Any, num_tokens: int) -> None:
+    """Check, before a compiled call, that a cache has room for more tokens in every example.
+
+    Beyond its room a cache gives NaN, because a compiled program cannot raise. This reads the lengths, so it is for
+    caches outside `jit`; traced ones pass, and so do rolling ones.
+
+    Args:
+        cache: the collection "cache" of a Linen model, or the state of an NNX model as a pure dictionary.
+        num_tokens: how many tokens are to be added to each example.
+
+    Raises:
+        ValueError: there is no room; the message names the layer and the numbers.
+    """
+    _check_room(cache, num_tokens, "cache")
+
+
+def _check_room(cache: Any, num_tokens: int, path: str) -> None:
+    if not isinstance(cache, Mapping):
+        return
+    first = next((cache[name] for name in ("key", "latent") if not isinstance(cache.get(name, {}), Mapping)), None)
+    if "length" not in cache or first is None:
+        for name, part in cache.items():
+            _check_room(part, num_tokens, f"{path}/{name}")
+        return
+    lengths, room = known(cache["length"]), first.shape[-3]
+    if lengths is None:
+        return
+    longest = int(np.max(lengths, initial=0))
+    if longest + num_tokens > room:
+        raise ValueError(
+            f"{path} holds {min(longest, room)} of {room} tokens, so {num_tokens} more do not fit: write "
+            f"cache_length={longest + num_tokens}, or fewer tokens"
+        )
+
+
+def _zeros(heads: Array, room: int) -> Array:
+    """Return zeros for `room` tokens, as keys or values `(..., T, K, D)`."""
+    *batch, _, K, D = heads.shape
+    return jnp.zeros((*batch, room, K, D), heads.dtype)
 
 
 def _write(old: Array, new: Array, length: Array, added: Array) -> Array:

@@ -3,6 +3,7 @@
 from jaxattn import biases, masks
 from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
 from jaxattn.attention import dot_product_attention, explain_implementation
+from jaxattn.cache import check_room, reorder_cache
 from jaxattn.functional import (
     attention_scores,
     attention_weights,
@@ -10,11 +11,12 @@ from jaxattn.functional import (
     dropout,
     renormalized_weights,
 )
-from jaxattn.layer import AttentionLayer
+from jaxattn.layer import AttentionLayer, RelativeBias
 from jaxattn.models.generation import generate, stream
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.models.gpt2 import load_gpt2
 from jaxattn.ring import ring_attention
+from jaxattn.rotary import Rotary
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
@@ -32,12 +34,15 @@ __all__ = [
     "GPTConfig",
     "MultiHeadAttention",
     "MultiHeadAttentionWrapper",
+    "RelativeBias",
+    "Rotary",
     "SelfAttention",
     "SimpleSelfAttention",
     "assert_causal",
     "attention_scores",
     "attention_weights",
     "biases",
+    "check_room",
     "context_vectors",
     "dot_product_attention",
     "dropout",
@@ -49,6 +54,7 @@ __all__ = [
     "nnx_attention_fn",
     "parallel_from_stacked",
     "renormalized_weights",
+    "reorder_cache",
     "ring_attention",
     "stream",
 ]

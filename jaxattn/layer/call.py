@@ -1,0 +1,115 @@
+"""The arguments of a layer's call, checked."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxattn.checks import as_tokens, known
+from jaxattn.layer.heads import rotary_of
+from jaxattn.masks import Causal, Segments, SlidingWindow
+
+
+class Call(NamedTuple):
+    """The arguments of a layer's call besides the vectors, as the layers document them."""
+
+    dropout_key: Array | None = None
+    return_weights: bool = False
+    context: Any = None
+    mask: Any = None
+    positions: Any = None
+    decode: bool = False
+    lengths: Any = None
+    keep_context: bool = False
+
+
+def checked(layer: Any, x: Any, call: Call) -> tuple[Array, Call]:
+    """Check the arguments of a call against each other and the layer's fields; return them as JAX arrays."""
+    x = as_tokens("x", x)
+    x = x if layer.dtype is None else x.astype(layer.dtype)
+    lengths = None if call.lengths is None else checked_lengths(call.lengths, x.shape[:-1], call.decode)
+    if call.positions is not None and rotary_of(layer) is None:
+        raise ValueError(
+            "positions are used by rotary_base alone: write rotary_base=10_000.0 or rotary=Rotary(...) in the layer"
+        )
+    is_cross = call.context is not None or call.keep_context
+    if call.decode:
+        _check_decode(layer, call, is_cross)
+    if is_cross:
+        _check_cross(layer)
+    context = None if call.context is None else as_tokens("context", call.context).astype(x.dtype)
+    return x, call._replace(context=context, lengths=lengths)
+
+
+def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
+    if is_cross:
+        raise ValueError(
+            "decode=True and context exclude each other: a context is complete, so leave decode out, and write "
+            "keep_context=True to compute its keys once"
+        )
+    if layer.rolling_cache:
+        check_rolling(layer, call)
+    elif layer.cache_length is None:
+        raise ValueError(
+            "decode=True needs cache_length=... in the layer, the largest number of tokens in the cache, or "
+            "rolling_cache=True with mask=SlidingWindow(size)"
+        )
+
+
+def check_rolling(layer: Any, call: Call) -> None:
+    """Check that a window says what a rolling cache holds."""
+    mask = layer.mask
+    if not isinstance(mask, SlidingWindow) or mask.offset is None or not isinstance(mask.offset, int) or mask.offset:
+        raise ValueError(
+            f"rolling_cache=True holds the tokens of a window, but mask is {mask}: write mask=SlidingWindow(size), or "
+            "cache_length=... in place of rolling_cache"
+        )
+    if layer.cache_length is not None:
+        raise ValueError(
+            f"rolling_cache=True holds the window of {mask.size} tokens, and cache_length={layer.cache_length} says "
+            "otherwise: leave cache_length out"
+        )
+    if call.mask is not None:
+        raise ValueError(
+            "mask names keys by their position, and rolling_cache=True drops old ones: write cache_length=... in place "
+            "of rolling_cache, or lengths=... for padding"
+        )
+
+
+def _check_cross(layer: Any) -> None:
+    by_position = isinstance(layer.mask, Causal | SlidingWindow) or layer.position_bias is not None
+    if by_position or rotary_of(layer) is not None:
+        raise ValueError(
+            "context is another sequence, in which the positions of x mean nothing: write mask=None, rotary_base=None "
+            "and position_bias=None in the layer for cross-attention"
+        )
+
+
+def check_ring(layer: Any, call: Call, collects_steps: bool) -> None:
+    """Check that a call has nothing that a ring of devices does not support."""
+    fields = ("soft_cap", "sinks", "position_bias")
+    extra = call.return_weights or call.decode or call.keep_context or collects_steps or call.dropout_key is not None
+    if extra or not (call.mask is None or isinstance(call.mask, Segments)) or any(getattr(layer, f) for f in fields):
+        raise ValueError(
+            "ring shards the tokens over devices, without dropout, weights, cache, soft_cap, sinks, position_bias, and "
+            "masks of the call other than masks.Segments(ids): write ring=None for these"
+        )
+
+
+def checked_lengths(lengths: Any, shape: tuple[int, ...], decode: bool) -> Array:
+    """Return how many tokens of each example `(..., T)` are real, as int32; traced lengths are checked by the cache."""
+    if not decode:
+        raise ValueError("lengths belongs to decode=True: write mask=masks.Lengths(lengths) to mask padding")
+    lengths, (*batch, T) = jnp.asarray(lengths), shape
+    if lengths.shape != tuple(batch) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths has shape {lengths.shape} and dtype {lengths.dtype}, but must hold an integer for each example, "
+            f"{tuple(batch)}"
+        )
+    numbers = known(lengths)
+    if numbers is not None and not ((numbers >= 0) & (numbers <= T)).all():
+        raise ValueError(
+            f"lengths are {lengths.tolist()}, but there are {T} tokens, of which from 0 to {T} are real: write "
+            f"jnp.clip(lengths, 0, {T})"
+        )
+    return lengths.astype(jnp.int32)
