@@ -4,7 +4,7 @@ Import it where you need it: `from jaxattn import nnx`. Fields, calls and parame
 weights move between the two as they are. What differs:
 
     in_features, context_features   widths of x and of a context; NNX makes its parameters at once
-    rngs                            keys for the parameters, and its `dropout` stream; in a call, in place of dropout_key
+    rngs                            keys for the parameters, and its `dropout` stream; in a call, for dropout_key
     deterministic                   None follows the attribute that `train()`, `eval()` and `nnx.view` set
     cache                           `nnx.Cache` variables below `layer.cache`; `init_cache` makes them before a scan
 
@@ -16,16 +16,16 @@ The stages of the book become NNX modules by Flax's bridge:
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.core import FrozenDict
 from jax import Array
 from jaxtyping import Float, Int
 
 from jaxattn.checks import check_rate
 from jaxattn.kernels.call import Implementation
 from jaxattn.layer.call import Call
-from jaxattn.layer.decoding import Storage, stored
+from jaxattn.layer.decoding import Storage, empty_cache
 from jaxattn.layer.forward import Face, forward
 from jaxattn.layer.heads import (
     HeadNorm,
@@ -40,6 +40,7 @@ from jaxattn.layer.heads import (
 from jaxattn.masks import Causal, Mask
 from jaxattn.ring import Ring
 from jaxattn.rotary import Rotary
+from jaxattn.stages import Output
 
 Keys = nnx.Rngs | nnx.RngStream | Array | None
 
@@ -135,7 +136,7 @@ class MultiHeadAttention(DroppingModule):
         norm_epsilon: float = 1e-6,
         rotary: Rotary | None = None,
         soft_cap: float | None = None,
-        sinks: bool = False,
+        use_sinks: bool = False,
         position_bias: Literal["alibi"] | RelativeBias | None = None,
         rolling_cache: bool = False,
         initializers: Mapping[str, nnx.Initializer] | None = None,
@@ -144,15 +145,116 @@ class MultiHeadAttention(DroppingModule):
     ) -> None:
         self.num_heads, self.features, self.use_bias, self.num_kv_heads = num_heads, features, use_bias, num_kv_heads
         self.dropout_rate, self.deterministic = check_rate(dropout_rate), False
-        self.mask, self.rotary_base, self.rotary, self.scale = nnx.static(mask), rotary_base, rotary, scale
+        self.mask, self.rotary_base, self.rotary, self.scale = mask, rotary_base, rotary, scale
         self.normalize_heads, self.norm_epsilon = normalize_heads, norm_epsilon
         self.cache_length, self.rolling_cache = cache_length, rolling_cache
         self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
         self.kernel_init, self.bias_init = kernel_init, bias_init
-        self.initializers = nnx.static(None if initializers is None else tuple(initializers.items()))
+        self.initializers = None if initializers is None else FrozenDict(initializers)
         self.implementation, self.ring = implementation, ring
         self.head_width, self.out_features, self.use_out_bias = head_width, out_features, use_out_bias
-        self.soft_cap, self.position_bias = soft_cap, position_bias
-        self.has_sinks = sinks
-        self._make_parameters(in_features, in_features if context_features is None else context_features, rngs)
+        self.soft_cap, self.use_sinks, self.position_bias = soft_cap, use_sinks, position_bias
+        self.in_features = in_features
+        self._make_parameters(in_features if context_features is None else context_features, rngs)
         self.dropout = rngs.dropout.fork() if self.dropout_rate > 0 else None
+
+    def __call__(
+        self,
+        x: Float[Array, "*batch T d_in"],
+        *,
+        deterministic: bool | None = None,
+        rngs: Keys = None,
+        return_weights: bool = False,
+        context: Float[Array, "*batch S d_context"] | None = None,
+        mask: Any = None,
+        positions: Int[Array, "..."] | None = None,
+        decode: bool = False,
+        lengths: Int[Array, "..."] | None = None,
+        keep_context: bool = False,
+    ) -> Output:
+        """Attend."""
+        dropout_key = self._dropout_key(deterministic, rngs)
+        call = Call(dropout_key, return_weights, context, mask, positions, decode, lengths, keep_context)
+        face = Face(self._project, self._normalize, self._parameter, nnx_storage(self))
+        return forward(self, face, x, call)
+
+    def init_cache(self, *batch: int, dtype: Any = None) -> None:
+        """Make an empty KV cache for a batch, in place of one that there is: to begin anew, or before a scan.
+
+        Args:
+            batch: the batch axes `(...)` of the vectors to come.
+            dtype: the type of these vectors; None is that of the layer, or of its parameters.
+        """
+        _H, K, D, _ = sizes(self)
+        dtype = dtype or self.dtype or self.param_dtype
+        heads = jnp.zeros((*batch, 0, K, D), dtype)
+        nnx_storage(self).write(**empty_cache(self, heads, heads)._asdict())
+
+    def _make_parameters(self, context_features: int, rngs: nnx.Rngs) -> None:
+        check_initializers(self, parameter_paths(self))
+        size = sizes(self)
+        widths = {"query": self.in_features, "key": context_features, "value": context_features, "out": size.H * size.D}
+        for name, features in size.features.items():
+            use_bias = self.use_out_bias if name == "out" else self.use_bias
+            setattr(self, name, nnx_dense(self, name, widths[name], features, use_bias, rngs))
+        kind = head_norm_of(self)
+        if kind is not None:
+            for name in ("query_norm", "key_norm"):
+                init = parameter_init(self, f"{name}/scale")
+                setattr(self, name, Norm(size.D, kind, self.norm_epsilon, init, self.param_dtype, rngs))
+        if self.use_sinks:
+            self.sinks = nnx.Param(parameter_init(self, "sinks")(rngs.params(), (size.H,), self.param_dtype))
+        if isinstance(self.position_bias, RelativeBias):
+            shape = self.position_bias.num_buckets, size.H
+            init = parameter_init(self, "relative_bias")
+            self.relative_bias = nnx.Param(init(rngs.params(), shape, self.param_dtype))
+
+    def _project(self, name: str, x: Array) -> Array:
+        return getattr(self, name)(x)
+
+    def _normalize(self, name: str, heads: Array) -> Array:
+        return getattr(self, name)(heads)
+
+    def _parameter(self, name: str) -> Array:
+        return getattr(self, name)[...]
+
+
+def nnx_dense(layer: Any, name: str, in_features: int, features: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return a dense layer that computes in the type of the vectors, as those of the Linen modules do."""
+    return nnx.Linear(
+        in_features,
+        features,
+        use_bias=use_bias,
+        param_dtype=layer.param_dtype,
+        precision=layer.precision,
+        kernel_init=parameter_init(layer, f"{name}/kernel"),
+        bias_init=parameter_init(layer, f"{name}/bias"),
+        promote_dtype=_to_type_of_vectors,
+        rngs=rngs,
+    )
+
+
+def _to_type_of_vectors(arrays: tuple[Any, ...], *, dtype: Any = None, **_: Any) -> tuple[Any, ...]:
+    dtype = arrays[0].dtype if dtype is None else dtype
+    return tuple(None if array is None else array.astype(dtype) for array in arrays)
+
+
+def nnx_storage(module: nnx.Module) -> Storage:
+    """Return how an NNX module keeps arrays between calls: in `nnx.Cache` variables below `module.cache`."""
+
+    def read(*names: str) -> tuple[Array, ...] | None:
+        cache = getattr(module, "cache", None)
+        if cache is None or names[0] not in cache:
+            return None
+        return tuple(cache[name][...] for name in names)
+
+    def write(**arrays: Array) -> None:
+        if getattr(module, "cache", None) is None:
+            module.cache = nnx.Dict()
+        for name, array in arrays.items():
+            if name in module.cache and module.cache[name].shape == array.shape:
+                module.cache[name][...] = array
+            else:
+                module.cache[name] = nnx.Cache(array)
+
+    return Storage(read, write)

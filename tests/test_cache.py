@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import draw
 
-from jaxattn import AttentionLayer, masks
+from jaxattn import AttentionLayer, check_room, masks, reorder_cache
 
 
 def test_prompts_of_different_lengths_go_on_where_each_ended():
@@ -112,3 +112,85 @@ def test_a_full_cache_gives_not_a_number_and_never_wrong_ones():
     beyond, _ = layer.apply(variables | cache, x[:, :1], decode=True, mutable=["cache"])
     assert np.isfinite(fits).all()
     assert np.isnan(beyond).all()
+
+
+def test_a_rolling_cache_takes_the_memory_of_the_window_and_never_fills():
+    (x,) = draw(0, (2, 30, 4))
+    options = {"mask": masks.SlidingWindow(5), "rotary_base": 100.0}
+    layer, whole = AttentionLayer(2, 8, rolling_cache=True, **options), AttentionLayer(2, 8, cache_length=30, **options)
+    variables = layer.init(jax.random.key(0), x)
+    expected = whole.apply(variables, x)
+    # Both examples go on where each ended; padding may even be NaN.
+    padded = x[:, :9].at[1, 3:].set(jnp.nan)
+    step = jax.jit(functools.partial(layer.apply, decode=True, mutable=["cache"]))
+    prefill, cache = step(variables, padded, lengths=jnp.array([9, 3]))
+    np.testing.assert_allclose(prefill[0], expected[0, :9], atol=1e-5)
+    np.testing.assert_allclose(prefill[1, :3], expected[1, :3], atol=1e-5)
+    for number in range(20):
+        output, cache = step(variables | cache, jnp.stack([x[0, 9 + number], x[1, 3 + number]])[:, None])
+        np.testing.assert_allclose(output[0, 0], expected[0, 9 + number], atol=1e-5)
+        np.testing.assert_allclose(output[1, 0], expected[1, 3 + number], atol=1e-5)
+    assert cache["cache"]["recent_key"].shape == (2, 4, 2, 4)
+    _, cache = step(variables | cache, x[:, :2], lengths=jnp.array([1, 3]))  # more than there are
+    output, _ = step(variables | cache, x[:, :1])
+    assert np.isfinite(output[0]).all()
+    assert np.isnan(output[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "words"),
+    [
+        ({"mask": masks.Causal()}, {}, r"write mask=SlidingWindow\(size\)"),
+        ({"cache_length": 9}, {}, "leave cache_length out"),
+        ({}, {"mask": masks.Lengths(jnp.array([1, 2]))}, "drops old ones"),
+    ],
+)
+def test_what_a_rolling_cache_cannot_hold_is_named(options, call, words):
+    (x,) = draw(0, (2, 5, 4))
+    layer = AttentionLayer(2, 8, **({"mask": masks.SlidingWindow(3), "rolling_cache": True} | options))
+    variables = AttentionLayer(2, 8).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=words):
+        layer.apply(variables, x, decode=True, mutable=["cache"], **call)
+
+
+def test_a_kept_context_gives_the_numbers_of_the_context_without_it():
+    x, context = draw(0, (2, 5, 4), (2, 7, 3))
+    layer = AttentionLayer(2, 8, mask=None, normalize_heads="rms")
+    variables = layer.init(jax.random.key(0), x, context=context)
+    expected = layer.apply(variables, x, context=context)
+    kept, cache = layer.apply(variables, x[:, :1], context=context, keep_context=True, mutable=["cache"])
+    rest = layer.apply(variables | cache, x[:, 1:], keep_context=True)
+    np.testing.assert_allclose(jnp.concatenate([kept, rest], 1), expected, atol=1e-6)
+    padding = masks.Lengths(jnp.array([3, 6]))
+    expected = layer.apply(variables, x, context=context, mask=padding)
+    np.testing.assert_allclose(layer.apply(variables | cache, x, keep_context=True, mask=padding), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="the cache has none: pass context="):
+        layer.apply(variables, x, keep_context=True)
+    with pytest.raises(ValueError, match="mutable"):
+        layer.apply(variables, x, context=context, keep_context=True)
+
+
+@pytest.mark.parametrize("options", [{"cache_length": 9}, {"rolling_cache": True, "mask": masks.SlidingWindow(3)}])
+def test_a_reordered_cache_continues_other_beams(options):
+    (x,) = draw(0, (3, 6, 4))
+    layer = AttentionLayer(2, 8, rotary_base=100.0, **options)
+    variables = layer.init(jax.random.key(0), x)
+    decode = functools.partial(layer.apply, decode=True, mutable=["cache"])
+    _, cache = decode(variables, x[:, :5], lengths=jnp.array([5, 2, 4]))
+    order = jnp.array([2, 0, 0, 1])
+    output, _ = decode(variables | reorder_cache(cache, order), x[order, 5:])
+    expected, _ = decode(variables | cache, x[:, 5:])
+    np.testing.assert_allclose(output, expected[order], atol=1e-6)
+    for wrong in ([3], [-1], [[0]]):
+        with pytest.raises(ValueError, match="numbers from 0 to 2"):
+            reorder_cache(cache, jnp.array(wrong))
+
+
+def test_a_full_cache_is_found_before_the_compiled_call():
+    (x,) = draw(0, (2, 5, 4))
+    layer = AttentionLayer(2, 8, cache_length=6)
+    variables = layer.init(jax.random.key(0), x)
+    _, cache = layer.apply(variables, x, decode=True, lengths=jnp.array([5, 2]), mutable=["cache"])
+    check_room(cache, 1)
+    with pytest.raises(ValueError, match="cache/cache holds 5 of 6 tokens, so 2 more do not fit"):
+        check_room(cache, 2)

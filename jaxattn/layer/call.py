@@ -48,7 +48,7 @@ def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
             "keep_context=True to compute its keys once"
         )
     if layer.rolling_cache:
-        check_rolling(layer, call)
+        check_rolling(layer, call.mask)
     elif layer.cache_length is None:
         raise ValueError(
             "decode=True needs cache_length=... in the layer, the largest number of tokens in the cache, or "
@@ -56,10 +56,10 @@ def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
         )
 
 
-def check_rolling(layer: Any, call: Call) -> None:
+def check_rolling(layer: Any, mask_of_call: Any) -> None:
     """Check that a window says what a rolling cache holds."""
     mask = layer.mask
-    if not isinstance(mask, SlidingWindow) or mask.offset is None or not isinstance(mask.offset, int) or mask.offset:
+    if not isinstance(mask, SlidingWindow) or not isinstance(mask.offset, int) or mask.offset:
         raise ValueError(
             f"rolling_cache=True holds the tokens of a window, but mask is {mask}: write mask=SlidingWindow(size), or "
             "cache_length=... in place of rolling_cache"
@@ -69,7 +69,7 @@ def check_rolling(layer: Any, call: Call) -> None:
             f"rolling_cache=True holds the window of {mask.size} tokens, and cache_length={layer.cache_length} says "
             "otherwise: leave cache_length out"
         )
-    if call.mask is not None:
+    if mask_of_call is not None:
         raise ValueError(
             "mask names keys by their position, and rolling_cache=True drops old ones: write cache_length=... in place "
             "of rolling_cache, or lengths=... for padding"
@@ -87,7 +87,7 @@ def _check_cross(layer: Any) -> None:
 
 def check_ring(layer: Any, call: Call, collects_steps: bool) -> None:
     """Check that a call has nothing that a ring of devices does not support."""
-    fields = ("soft_cap", "sinks", "position_bias")
+    fields = ("soft_cap", "use_sinks", "position_bias")
     extra = call.return_weights or call.decode or call.keep_context or collects_steps or call.dropout_key is not None
     if extra or not (call.mask is None or isinstance(call.mask, Segments)) or any(getattr(layer, f) for f in fields):
         raise ValueError(

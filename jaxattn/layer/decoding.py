@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Int
 
 from jaxattn.cache import Cache, RollingCache
+from jaxattn.layer.call import check_rolling
 from jaxattn.masks import Causal, Lengths, Mask, SlidingWindow, combine
 
 
@@ -35,11 +36,19 @@ class Earlier(NamedTuple):
 
 def stored(layer: Any, storage: Storage, key: Array, value: Array) -> Cache | RollingCache:
     """Return the cache, or an empty one."""
-    kind, room = Cache, layer.cache_length
-    if layer.rolling_cache:
-        kind, room = RollingCache, max(1, layer.mask.size - 1)
+    kind: Any = RollingCache if layer.rolling_cache else Cache
     arrays = storage.read(*kind._fields)
-    return kind.empty(key, value, room) if arrays is None else kind(*arrays)
+    return empty_cache(layer, key, value) if arrays is None else kind(*arrays)
+
+
+def empty_cache(layer: Any, key: Array, value: Array) -> Cache | RollingCache:
+    """Return an empty cache for keys and values of these heads, widths and types."""
+    if layer.rolling_cache:
+        check_rolling(layer, None)
+        return RollingCache.empty(key, value, max(1, layer.mask.size - 1))
+    if layer.cache_length is None:
+        raise ValueError("a KV cache needs cache_length=... in the layer, the largest number of tokens in it")
+    return Cache.empty(key, value, layer.cache_length)
 
 
 def extend(

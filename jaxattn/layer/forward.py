@@ -101,7 +101,7 @@ def _score_options(layer: Any, face: Face, offset: Any) -> dict[str, Any]:
         options["scale"] = layer.scale
     if layer.soft_cap is not None:
         options["soft_cap"] = layer.soft_cap
-    if layer.sinks:
+    if layer.use_sinks:
         options["sinks"] = face.parameter("sinks")
     if layer.position_bias is not None:
         options["bias"] = _position_bias(layer, face, offset)
@@ -115,6 +115,6 @@ def _position_bias(layer: Any, face: Face, offset: Any) -> Any:
     if kind == "alibi":
         return Alibi.for_heads(layer.num_heads, offset)
     if isinstance(kind, RelativeBias):
-        table = face.parameter("position_bias")
+        table = face.parameter("relative_bias")
         return Relative(table, bidirectional=kind.bidirectional, max_distance=kind.max_distance, offset=offset)
     raise ValueError(f"position_bias={kind!r} must be None, 'alibi' or RelativeBias(num_buckets=32)")

@@ -93,8 +93,8 @@ def parameter_paths(layer: Any) -> set[str]:
     paths |= {f"{name}/bias" for name in ("query", "key", "value") if layer.use_bias}
     paths |= {"out/bias"} if layer.use_out_bias else set()
     paths |= {"query_norm/scale", "key_norm/scale"} if layer.normalize_heads else set()
-    paths |= {"sinks"} if layer.sinks else set()
-    return paths | ({"position_bias"} if isinstance(layer.position_bias, RelativeBias) else set())
+    paths |= {"sinks"} if layer.use_sinks else set()
+    return paths | ({"relative_bias"} if isinstance(layer.position_bias, RelativeBias) else set())
 
 
 def check_initializers(layer: Any, paths: set[str]) -> None:
@@ -109,7 +109,7 @@ def default_initializer(layer: Any, path: str) -> Any:
     name = path.rpartition("/")[2]
     if name == "scale":
         return _zeros if head_norm_of(layer) == "rms_plus_one" else _ones
-    defaults = {"kernel": layer.kernel_init, "bias": layer.bias_init, "sinks": _zeros, "position_bias": _zeros}
+    defaults = {"kernel": layer.kernel_init, "bias": layer.bias_init, "sinks": _zeros, "relative_bias": _zeros}
     return defaults[name]
 
 

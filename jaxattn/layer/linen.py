@@ -62,10 +62,10 @@ class AttentionLayer(nn.Module):
         norm_epsilon: what is added to the variance or mean square of a head.
         rotary: how to rotate, in place of `rotary_base`: `Rotary(base, width, interleaved, scaling)`.
         soft_cap: c replaces a score s by c · tanh(s / c), before the mask (Gemma 2).
-        sinks: whether each head has a learned number that joins the softmax as one more score, without a value
+        use_sinks: whether each head has a learned number that joins the softmax as one more score, without a value
             (gpt-oss): the parameter "sinks" `(H,)`.
         position_bias: what is added to the scores by distance: "alibi", or `RelativeBias(...)` with a learned table,
-            the parameter "position_bias" `(num_buckets, H)`.
+            the parameter "relative_bias" `(num_buckets, H)`.
         rolling_cache: whether the KV cache holds the tokens of the window alone; with `mask=SlidingWindow(size)`, and
             no `cache_length`.
         initializers: initializers of single parameters by their paths, {"out/kernel": ..., "query_norm/scale": ...,
@@ -124,7 +124,7 @@ class AttentionLayer(nn.Module):
     norm_epsilon: float = 1e-6
     rotary: Rotary | None = None
     soft_cap: float | None = None
-    sinks: bool = False
+    use_sinks: bool = False
     position_bias: Literal["alibi"] | RelativeBias | None = None
     rolling_cache: bool = False
     initializers: Mapping[str, nn.initializers.Initializer] | None = None
@@ -171,7 +171,7 @@ class AttentionLayer(nn.Module):
 
     def _parameter(self, name: str) -> Array:
         shape = (self.num_heads,)
-        if name == "position_bias" and isinstance(self.position_bias, RelativeBias):
+        if name == "relative_bias" and isinstance(self.position_bias, RelativeBias):
             shape = (self.position_bias.num_buckets, self.num_heads)
         return self.param(name, parameter_init(self, name), shape, self.param_dtype)
 

@@ -1,0 +1,96 @@
+"""Linen's layer and NNX's: the same fields, the same calls, the same parameters, the same bits."""
+
+import dataclasses
+import functools
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import draw
+from flax import nnx
+
+from jaxattn import AttentionLayer, RelativeBias, Rotary, assert_causal, masks
+from jaxattn.nnx import MultiHeadAttention
+from jaxattn.rotary import Llama3Scaling, YarnScaling
+
+X, CONTEXT = draw(0, (2, 20, 6), (2, 7, 3))
+OPTIONS = {
+    "defaults": {},
+    "llama": {"num_kv_heads": 2, "rotary": Rotary(100.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, 32)), "head_width": 6},
+    "qwen": {"use_bias": True, "use_out_bias": False, "normalize_heads": "rms", "rotary_base": 100.0},
+    "gemma": {"normalize_heads": "rms_plus_one", "soft_cap": 2.0, "scale": 0.3, "out_features": 5},
+    "gpt-oss": {"use_sinks": True, "rotary": Rotary(100.0, scaling=YarnScaling(4.0, 8)), "mask": masks.SlidingWindow(4)},
+    "gpt-neox": {"rotary": Rotary(100.0, width=2, interleaved=True), "use_bias": True},
+    "alibi": {"position_bias": "alibi"},
+    "t5": {"position_bias": RelativeBias(8, 12), "scale": 1.0, "use_out_bias": False},
+    "rolling": {"mask": masks.SlidingWindow(4), "cache_length": None, "rolling_cache": True, "rotary_base": 100.0},
+    "rolling alibi": {"mask": masks.SlidingWindow(3), "cache_length": None, "rolling_cache": True,
+                      "position_bias": "alibi", "normalize_heads": True},
+    "bfloat16": {"dtype": jnp.bfloat16, "rotary_base": 100.0},
+}  # fmt: skip
+
+
+def twins(x=X, **options):
+    """A Linen layer, random variables, and the NNX layer with the same ones."""
+    options = {"cache_length": 24} | options
+    linen, theirs = AttentionLayer(4, 8, **options), MultiHeadAttention(4, x.shape[-1], 8, **options, rngs=nnx.Rngs(0))
+    state = nnx.state(theirs, nnx.Param)
+    keys = iter(jax.random.split(jax.random.key(5), 100))
+    state = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape, leaf.dtype) / 2, state)
+    nnx.update(theirs, state)
+    return linen, {"params": nnx.to_pure_dict(state)}, theirs
+
+
+def test_both_have_the_same_fields_and_arguments():
+    linen = {field.name for field in dataclasses.fields(AttentionLayer)} - {"parent", "name"}
+    constructor = inspect.signature(MultiHeadAttention.__init__).parameters
+    theirs = set(constructor) - {"self"}
+    assert theirs - linen == {"in_features", "context_features", "rngs"}
+    assert linen <= theirs
+    defaults = {name: parameter.default for name, parameter in constructor.items()}
+    for field in dataclasses.fields(AttentionLayer):
+        if field.default is not dataclasses.MISSING and field.name not in ("parent", "name"):
+            assert callable(field.default) or defaults[field.name] == field.default, field.name
+    linen, theirs = (
+        set(inspect.signature(layer.__call__).parameters) for layer in (AttentionLayer, MultiHeadAttention)
+    )
+    assert (linen - theirs, theirs - linen) == ({"dropout_key"}, {"rngs"})
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_same_parameters_give_the_same_bits(name):
+    linen, variables, theirs = twins(**OPTIONS[name])
+    init = jax.eval_shape(linen.init, jax.random.key(0), X)["params"]
+    assert jax.tree.structure(init) == jax.tree.structure(variables["params"])
+    assert jax.tree.map(jnp.shape, init) == jax.tree.map(jnp.shape, variables["params"])
+    expected = jax.jit(functools.partial(linen.apply, return_weights=True))(variables, X)
+    came = nnx.jit(lambda layer, x: layer(x, return_weights=True))(theirs, X)
+    jax.tree.map(np.testing.assert_array_equal, came, expected)
+    decode = jax.jit(lambda variables, x: linen.apply(variables, x, decode=True, mutable=["cache"]))
+    step = nnx.jit(lambda layer, x: layer(x, decode=True))
+    for chunk in (X[:, :3], X[:, 3:4], X[:, 4:5]):
+        expected, cache = decode(variables, chunk)
+        variables |= cache
+        np.testing.assert_array_equal(step(theirs, chunk), expected)
+        jax.tree.map(
+            np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(theirs, nnx.Cache))["cache"], cache["cache"]
+        )
+
+
+@pytest.mark.parametrize("name", set(OPTIONS) - {"bfloat16"})
+def test_tokens_one_by_one_and_in_chunks_equal_the_full_pass(name):
+    linen, variables, _ = twins(**OPTIONS[name])
+    expected = jax.jit(linen.apply)(variables, X)
+    decode = jax.jit(lambda variables, x: linen.apply(variables, x, decode=True, mutable=["cache"]))
+    for widths in ([1] * 20, [7, 7, 6]):
+        rows, cache = [], {}
+        for end, width in zip(np.cumsum(widths), widths, strict=True):
+            row, cache = decode(variables | cache, X[:, end - width : end])
+            rows.append(row)
+        np.testing.assert_allclose(jnp.concatenate(rows, 1), expected, atol=1e-5)
+    assert_causal(jax.jit(lambda x: linen.apply(variables, x)), X[:, :6])
+    _, cache = decode(variables, X[:, :5])
+    assert_causal(jax.jit(lambda x: decode(variables | cache, x)[0]), X[:, :6])
