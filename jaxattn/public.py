@@ -11,7 +11,7 @@ from jaxattn.functional import (
     dropout,
     renormalized_weights,
 )
-from jaxattn.layer import AttentionLayer, RelativeBias
+from jaxattn.layer import AttentionLayer, LatentAttention, RelativeBias
 from jaxattn.models.generation import generate, stream
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.models.gpt2 import load_gpt2
@@ -32,6 +32,7 @@ __all__ = [
     "AttentionLayer",
     "CausalAttention",
     "GPTConfig",
+    "LatentAttention",
     "MultiHeadAttention",
     "MultiHeadAttentionWrapper",
     "RelativeBias",

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ OPTIONS = {
     "llama": {"num_kv_heads": 2, "rotary": Rotary(100.0, scaling=Llama3Scaling(8.0, 1.0, 4.0, 32)), "head_width": 6},
     "qwen": {"use_bias": True, "use_out_bias": False, "normalize_heads": "rms", "rotary_base": 100.0},
     "gemma": {"normalize_heads": "rms_plus_one", "soft_cap": 2.0, "scale": 0.3, "out_features": 5},
-    "gpt-oss": {"use_sinks": True, "rotary": Rotary(100.0, scaling=YarnScaling(4.0, 8)), "mask": masks.SlidingWindow(4)},
+    "gpt-oss": {"use_sinks": True, "rotary": Rotary(scaling=YarnScaling(4.0, 8)), "mask": masks.SlidingWindow(4)},
     "gpt-neox": {"rotary": Rotary(100.0, width=2, interleaved=True), "use_bias": True},
     "alibi": {"position_bias": "alibi"},
     "t5": {"position_bias": RelativeBias(8, 12), "scale": 1.0, "use_out_bias": False},

@@ -10,6 +10,7 @@ latent.py    the rules of latent attention; latent_linen.py is its Linen face
 
 from jaxattn.layer.call import checked_lengths
 from jaxattn.layer.heads import RelativeBias
+from jaxattn.layer.latent_linen import LatentAttention
 from jaxattn.layer.linen import AttentionLayer
 
-__all__ = ["AttentionLayer", "RelativeBias", "checked_lengths"]
+__all__ = ["AttentionLayer", "LatentAttention", "RelativeBias", "checked_lengths"]

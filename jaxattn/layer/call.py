@@ -47,7 +47,7 @@ def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
             "decode=True and context exclude each other: a context is complete, so leave decode out, and write "
             "keep_context=True to compute its keys once"
         )
-    if layer.rolling_cache:
+    if getattr(layer, "rolling_cache", False):
         check_rolling(layer, call.mask)
     elif layer.cache_length is None:
         raise ValueError(

@@ -53,7 +53,7 @@ def sizes(layer: Any) -> Sizes:
 
 def rotary_of(layer: Any) -> Rotary | None:
     """Return how a layer rotates; `rotary_base` is short for `Rotary(base)`."""
-    if layer.rotary_base is None:
+    if getattr(layer, "rotary_base", None) is None:
         return layer.rotary
     if layer.rotary is not None:
         raise ValueError(
@@ -108,7 +108,7 @@ def default_initializer(layer: Any, path: str) -> Any:
     """Return what fills a parameter at first, unless `initializers` says it."""
     name = path.rpartition("/")[2]
     if name == "scale":
-        return _zeros if head_norm_of(layer) == "rms_plus_one" else _ones
+        return _zeros if getattr(layer, "normalize_heads", None) == "rms_plus_one" else _ones
     defaults = {"kernel": layer.kernel_init, "bias": layer.bias_init, "sinks": _zeros, "relative_bias": _zeros}
     return defaults[name]
 

@@ -1,0 +1,76 @@
+"""Latent attention: compared with transformers, and decoding with the full pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import draw
+from flax import nnx
+
+from jaxattn import LatentAttention, Rotary, assert_causal, masks
+from jaxattn import nnx as jaxattn_nnx
+
+SIZES = {"latent_width": 6, "head_width": 4, "rotary_width": 2, "value_width": 3}
+OPTIONS = [
+    {},
+    {"query_width": 5, "use_bias": True, "rotary": Rotary(100.0, interleaved=True)},
+    {"mask": masks.SlidingWindow(4), "scale": 0.3, "value_width": None},
+]
+(X,) = draw(0, (2, 20, 8))
+
+
+def twins(options):
+    options = SIZES | {"cache_length": 24} | options
+    theirs = jaxattn_nnx.LatentAttention(3, 8, 7, **options, rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
+    return LatentAttention(3, 7, **options), {"params": params}, theirs
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_decoding_equals_the_full_pass_and_linen_equals_nnx(options):
+    layer, variables, theirs = twins(options)
+    for init in (layer.init, lambda key, x: layer.init(key, x, decode=True)):
+        shapes = jax.eval_shape(init, jax.random.key(0), X)["params"]
+        assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables["params"])
+    expected = jax.jit(layer.apply)(variables, X)
+    np.testing.assert_array_equal(nnx.jit(lambda m, x: m(x))(theirs, X), expected)
+    decode = jax.jit(lambda variables, x: layer.apply(variables, x, decode=True, mutable=["cache"]))
+    step = nnx.jit(lambda m, x: m(x, decode=True))
+    for widths in ([1] * 20, [7, 7, 6]):
+        cache = {}
+        theirs.init_cache(2)
+        for end, width in zip(np.cumsum(widths), widths, strict=True):
+            chunk = X[:, end - width : end]
+            row, cache = decode(variables | cache, chunk)
+            np.testing.assert_allclose(row, expected[:, end - width : end], atol=1e-5)
+            np.testing.assert_array_equal(step(theirs, chunk), row)
+    assert {name: leaf.shape for name, leaf in cache["cache"].items()} == {
+        "latent": (2, 24, 1, 6),
+        "rotary_key": (2, 24, 1, 2),
+        "length": (2,),
+    }
+    assert_causal(lambda x: layer.apply(variables, x), X[:, :5])
+    _, weights = layer.apply(variables, X, return_weights=True)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+
+
+def test_lengths_and_gradients_are_those_of_each_example_alone():
+    layer, variables, _ = twins({})
+    padded = X[:, :6].at[1, 4:].set(jnp.nan)
+    _, cache = layer.apply(variables, padded, decode=True, lengths=jnp.array([6, 4]), mutable=["cache"])
+    row, _ = layer.apply(variables | cache, jnp.stack([X[0, 6:7], X[1, 4:5]]), decode=True, mutable=["cache"])
+    expected = layer.apply(variables, X)
+    np.testing.assert_allclose(row[:, 0], jnp.stack([expected[0, 6], expected[1, 4]]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rotary_width": 3}, "rotary_width=3 must be even"),
+        ({"latent_width": 0}, "latent_width=0 must be at least 1"),
+        ({"initializers": {"key/kernel": None}}, "initializers has"),
+    ],
+)
+def test_bad_fields_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        LatentAttention(2, 8, **(SIZES | options)).init(jax.random.key(0), X)
