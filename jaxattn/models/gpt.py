@@ -102,11 +102,11 @@ class Block(nn.Module):
         attended: Any = attention(
             normalized, dropout_key is None, attention_key, mask=mask, decode=decode, lengths=lengths
         )
-        x = x + _drop(attended, config.dropout_rate, branch_keys[0])
+        x = x + drop(attended, config.dropout_rate, branch_keys[0])
         normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="feed_forward_norm")(x)
         hidden = nn.Dense(4 * config.features, dtype=self.dtype, name="expand")(normalized)
         forwarded = nn.Dense(config.features, dtype=self.dtype, name="contract")(nn.gelu(hidden))
-        return x + _drop(forwarded, config.dropout_rate, branch_keys[1])
+        return x + drop(forwarded, config.dropout_rate, branch_keys[1])
 
 
 class GPT(nn.Module):
@@ -165,9 +165,11 @@ class GPT(nn.Module):
     ) -> Float[Array, "*batch T vocab_size"]:
         """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
         config = self.config
-        tokens, is_padding = _checked_tokens(tokens, config, lengths, decode)
+        tokens, is_padding = checked_tokens(tokens, config, lengths, decode)
+        if documents is not None and decode:
+            raise ValueError("documents packs several into a sequence, but decode=True continues one: leave one out")
         if documents is not None:
-            documents = _number_runs(documents, tokens.shape)
+            documents = number_runs(documents, tokens.shape)
         dropout_key = choose_dropout_key(self, config.dropout_rate, deterministic, dropout_key)
         keys = [None] * (config.num_layers + 1)
         if dropout_key is not None:
@@ -179,14 +181,9 @@ class GPT(nn.Module):
         )
         positions = self.param("positions", small, (config.context_length, config.features), jnp.float32)
         x = embedding(tokens)  # (..., T, features)
-        if documents is None and not decode:
-            position_vectors = jnp.broadcast_to(positions[: tokens.shape[-1]], x.shape)
-        else:
-            indices = self._position_indices(tokens, documents, lengths, decode)
-            indices = indices if is_padding is None else jnp.where(is_padding, 0, indices)
-            position_vectors = positions.at[indices].get(mode="fill", fill_value=jnp.nan)
-        x = x + position_vectors.astype(x.dtype)
-        x = _drop(x, config.dropout_rate, keys[0])
+        starts = self._count(tokens, lengths) if decode else document_starts(documents)
+        x = x + position_vectors(positions, tokens, starts, is_padding).astype(x.dtype)
+        x = drop(x, config.dropout_rate, keys[0])
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for layer, key in enumerate(keys[1:]):
             x = block(config, self.dtype, self.ring, name=f"block_{layer}")(x, key, documents, decode, lengths)
@@ -194,25 +191,42 @@ class GPT(nn.Module):
         table = embedding.embedding.astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
-    def _position_indices(self, tokens: Array, documents: Any, lengths: Array | None, decode: bool) -> Array:
-        """Return each token's position `(..., T)`; when decoding, add the tokens to the count in the cache."""
+    def _count(self, tokens: Array, lengths: Array | None) -> Array:
+        """Return where the tokens begin `(..., 1)`, and add them to the count in the cache."""
         *batch, T = tokens.shape
-        indices = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, len(batch))
-        if not decode:
-            return indices - jax.lax.cummax(jnp.where(_is_first(documents), indices, 0), axis=len(batch))
-        if documents is not None:
-            raise ValueError("documents packs several into a sequence, but decode=True continues one: leave one out")
         before = self.get_variable("cache", "length", jnp.zeros(batch, jnp.int32))
         if not self.is_initializing() and self.is_mutable_collection("cache"):
             self.put_variable("cache", "length", before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
-        return before[..., None] + indices
+        return before[..., None]
 
 
-def _drop(x: Array, rate: float, key: Array | None) -> Array:
+def position_vectors(positions: Array, tokens: Array, starts: Array | None, is_padding: Array | None) -> Array:
+    """Return each token's learned vector `(..., T, features)`; NaN beyond the context.
+
+    `starts` is the position of the first token `(..., 1)` when decoding, or less the index of each token's document's
+    first token `(..., T)`, or None for one document.
+    """
+    if starts is None:
+        return jnp.broadcast_to(positions[: tokens.shape[-1]], (*tokens.shape, positions.shape[-1]))
+    indices = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, tokens.ndim - 1) + starts
+    indices = indices if is_padding is None else jnp.where(is_padding, 0, indices)
+    return positions.at[indices].get(mode="fill", fill_value=jnp.nan)
+
+
+def document_starts(documents: Array | None) -> Array | None:
+    """Return less the index of the first token of each token's document `(..., T)`."""
+    if documents is None:
+        return None
+    indices = jax.lax.broadcasted_iota(jnp.int32, documents.shape, documents.ndim - 1)
+    return -jax.lax.cummax(jnp.where(_is_first(documents), indices, 0), axis=documents.ndim - 1)
+
+
+def drop(x: Array, rate: float, key: Array | None) -> Array:
+    """Drop entries if there is a key."""
     return x if key is None else dropout(x, rate, key)
 
 
-def _number_runs(documents: Any, shape: tuple[int, ...]) -> Array:
+def number_runs(documents: Any, shape: tuple[int, ...]) -> Array:
     """Number the runs of neighbouring tokens with one id: 0, 1, ... from the left. So no id comes back later."""
     documents = as_integers("documents", documents)
     if documents.ndim == 0 or documents.shape[-1] != shape[-1] or not broadcasts(documents.shape, shape):
@@ -233,7 +247,7 @@ def token_ids(tokens: Array, vocab_size: int) -> Int[Array, "*batch T"]:
     return jnp.where(ids < 0, vocab_size, ids)
 
 
-def _checked_tokens(tokens: Any, config: GPTConfig, lengths: Any, decode: bool) -> tuple[Array, Array | None]:
+def checked_tokens(tokens: Any, config: GPTConfig, lengths: Any, decode: bool) -> tuple[Array, Array | None]:
     """Check the tokens; return them and, given lengths, which of them are padding."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):

@@ -1,0 +1,96 @@
+"""What the NNX modules share: projections, normalization, dropout keys, and how they keep a cache."""
+
+from typing import Any
+
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from jaxattn.checks import check_rate
+from jaxattn.layer.decoding import Storage
+from jaxattn.layer.heads import HeadNorm, normalized, parameter_init
+
+Keys = nnx.Rngs | nnx.RngStream | Array | None
+
+
+class Norm(nnx.Module):
+    """Normalizes the last axis, with a learned scale."""
+
+    def __init__(self, width: int, kind: HeadNorm, epsilon: float, scale_init: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.scale = nnx.Param(scale_init(rngs.params(), (width,), param_dtype))
+        self.kind, self.epsilon = kind, epsilon
+
+    def __call__(self, vectors: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
+        """Normalize."""
+        return normalized(vectors, self.scale[...], self.kind, self.epsilon)
+
+
+class DroppingModule(nnx.Module):
+    """The base of modules with dropout and a cache: which keys drop, and what `nnx.view` sets."""
+
+    deterministic: bool
+    dropout_rate: float
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """Set what `nnx.view` was given, in its copy of the module; `nnx.view_info` reads this, with two spaces.
+
+        Args:
+          deterministic: True turns dropout off.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _dropout_key(self, deterministic: bool | None, rngs: Keys) -> Array | None:
+        # The attributes may have been set since, by `set_attributes`.
+        if check_rate(self.dropout_rate) == 0 or (self.deterministic if deterministic is None else deterministic):
+            return None
+        stream = self.dropout if rngs is None else rngs
+        if stream is None:
+            raise ValueError(
+                "dropout is on, but the module was made with dropout_rate=0 and has no keys: write "
+                "layer(x, rngs=nnx.Rngs(dropout=0))"
+            )
+        if isinstance(stream, nnx.Rngs):
+            stream = stream.dropout
+        return stream() if isinstance(stream, nnx.RngStream) else stream
+
+
+def nnx_dense(layer: Any, name: str, in_features: int, features: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return a dense layer that computes in the type of the vectors, as those of the Linen modules do."""
+    return nnx.Linear(
+        in_features,
+        features,
+        use_bias=use_bias,
+        param_dtype=layer.param_dtype,
+        precision=layer.precision,
+        kernel_init=parameter_init(layer, f"{name}/kernel"),
+        bias_init=parameter_init(layer, f"{name}/bias"),
+        promote_dtype=_to_type_of_vectors,
+        rngs=rngs,
+    )
+
+
+def _to_type_of_vectors(arrays: tuple[Any, ...], *, dtype: Any = None, **_: Any) -> tuple[Any, ...]:
+    dtype = arrays[0].dtype if dtype is None else dtype
+    return tuple(None if array is None else array.astype(dtype) for array in arrays)
+
+
+def nnx_storage(module: nnx.Module) -> Storage:
+    """Return how an NNX module keeps arrays between calls: in `nnx.Cache` variables below `module.cache`."""
+
+    def read(*names: str) -> tuple[Array, ...] | None:
+        cache = getattr(module, "cache", None)
+        if cache is None or names[0] not in cache:
+            return None
+        return tuple(cache[name][...] for name in names)
+
+    def write(**arrays: Array) -> None:
+        if getattr(module, "cache", None) is None:
+            module.cache = nnx.Dict()
+        for name, array in arrays.items():
+            if name in module.cache and module.cache[name].shape == array.shape:
+                module.cache[name][...] = array
+            else:
+                module.cache[name] = nnx.Cache(array)
+
+    return Storage(read, write)
