@@ -3,6 +3,8 @@
     nn.MultiHeadDotProductAttention(num_heads=8, attention_fn=jaxattn.linen_attention_fn)
     nnx.MultiHeadAttention(8, 512, attention_fn=jaxattn.nnx_attention_fn, rngs=nnx.Rngs(0))
 
+Equinox's layer takes no such function, so `equinox_attention` calls the layer in its place.
+
 The results are those of Flax's own function, faster and in linear memory, with three deliberate differences: a query
 that may attend to nothing gets 0, not the average of all values; in float16 and bfloat16 the softmax is computed in
 float32; and the same dropout key drops other entries.
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.attention import attend, attend_with_steps
+from jaxattn.extras import require
 from jaxattn.kernels.call import checked_call
 from jaxattn.masks import Causal, Mask, combine
 
@@ -129,3 +132,69 @@ def _mask(mask: Any, is_causal: bool, T: int, S: int) -> Mask | None:
     if mask is not None and not isinstance(mask, Mask):
         mask = jnp.asarray(mask) != 0
     return combine(Causal() if is_causal else None, mask)
+
+
+def equinox_attention(
+    layer: Any,
+    query: Array,
+    key_: Array,
+    value: Array,
+    mask: Any = None,
+    *,
+    key: Array | None = None,
+    inference: bool | None = None,
+    process_heads: Any = None,
+    implementation: Any = None,
+) -> Array:
+    """Compute what an `eqx.nn.MultiheadAttention` computes, over its own weights, by our kernels.
+
+    Args:
+        layer: the layer; it stays as it is, so its weights train and save as before.
+        query: `(T, query_size)`; use `jax.vmap` for a batch, as with Equinox's own call.
+        key_: `(S, key_size)`.
+        value: `(S, value_size)`.
+        mask: one of `jaxattn.masks`, or a boolean array `(T, S)` or `(num_heads, T, S)`, True = may attend.
+        key: PRNG key for dropout.
+        inference: True turns dropout off; None follows the layer.
+        process_heads: a function of query, key and value heads `(T, H, D)`, which returns new ones.
+        implementation: the kernel of `dot_product_attention`; None chooses.
+
+    Raises:
+        ImportError: Equinox is not installed.
+        TypeError: `layer` is another module.
+        ValueError: the shapes do not fit, or the key is missing.
+
+    Example::
+
+        layer = eqx.nn.MultiheadAttention(8, 512, key=key)
+        output = jax.vmap(lambda x: equinox_attention(layer, x, x, x, masks.Causal()))(batch)
+    """
+    eqx = require("equinox", extra="equinox")
+    if not isinstance(layer, eqx.nn.MultiheadAttention):
+        raise TypeError(f"layer is {type(layer).__name__}, but must be an equinox.nn.MultiheadAttention")
+    projections = (layer.query_proj, query), (layer.key_proj, key_), (layer.value_proj, value)
+    heads = [_equinox_dense(dense, x).reshape(len(x), layer.num_heads, -1) for dense, x in projections]
+    if process_heads is not None:
+        shapes = [array.shape for array in heads]
+        heads = list(process_heads(*heads))
+        if [array.shape for array in heads] != shapes:
+            raise ValueError(
+                f"process_heads returned {[a.shape for a in heads]}, but must keep the shapes {shapes}: rotate or "
+                "scale the heads, and change their number or width in the layer"
+            )
+    dropout = layer.dropout
+    drops = not (dropout.inference if inference is None else inference) and dropout.p > 0
+    call = checked_call(
+        *heads,
+        mask,
+        dropout_rate=dropout.p if drops else 0.0,
+        dropout_key=key if drops else None,
+        implementation=implementation,
+    )
+    return _equinox_dense(layer.output_proj, attend(call).reshape(len(query), -1))
+
+
+def _equinox_dense(dense: Any, x: Array) -> Array:
+    """Project vectors `(T, d_in)` by an `eqx.nn.Linear`, whose weight is `(d_out, d_in)`."""
+    projected = x @ dense.weight.T
+    return projected if dense.bias is None else projected + dense.bias[None]

@@ -1,7 +1,7 @@
 """The public names of jaxattn, which `jaxattn/__init__.py` passes on."""
 
 from jaxattn import biases, masks
-from jaxattn.adapters import linen_attention_fn, nnx_attention_fn
+from jaxattn.adapters import equinox_attention, linen_attention_fn, nnx_attention_fn
 from jaxattn.attention import dot_product_attention, explain_implementation
 from jaxattn.cache import check_room, reorder_cache
 from jaxattn.functional import (
@@ -47,6 +47,7 @@ __all__ = [
     "context_vectors",
     "dot_product_attention",
     "dropout",
+    "equinox_attention",
     "explain_implementation",
     "generate",
     "linen_attention_fn",
