@@ -1,0 +1,800 @@
+"""Wrong solutions, and right ones in unusual styles, written from the templates alone, without a look at the checker.
+
+An entry starts with a line `# step: what the learner did`; the step is the function's name, and its code follows.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Blind(NamedTuple):
+    """One learner's solution."""
+
+    name: str
+    did: str
+    code: str
+
+
+WRONG = r'''
+# raw_scores: divides by the root of the width already
+def raw_scores(x):
+    T, d = x.shape
+    return jnp.dot(x, x.transpose()) / d**0.5
+
+# raw_scores: normalizes the vectors first (cosine similarity)
+def raw_scores(x):
+    unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    return unit @ unit.T
+
+# raw_scores: multiplies columns with columns
+def raw_scores(x):
+    return jnp.einsum("td,te->de", x, x)
+
+# raw_scores: returns only the last token's scores
+def raw_scores(x):
+    out = []
+    for token in x:
+        out = [jnp.sum(token * other) for other in x]
+    return jnp.array(out)
+
+# softmax_rows: sums over the queries
+def softmax_rows(scores):
+    e = jnp.exp(scores - jnp.max(scores, axis=0))
+    return e / jnp.sum(e, axis=0)
+
+# softmax_rows: subtracts nothing
+def softmax_rows(scores):
+    top = jnp.exp(scores)
+    return top / top.sum(axis=1).reshape(-1, 1)
+
+# softmax_rows: divides by the sum, without exp
+def softmax_rows(scores):
+    return jnp.stack([row / row.sum() for row in scores])
+
+# softmax_rows: one sum over the whole matrix
+def softmax_rows(scores):
+    e = jnp.exp(scores - scores.max())
+    return e / e.sum()
+
+# softmax_rows: subtracts the maximum of the whole matrix
+def softmax_rows(scores):
+    e = jnp.exp(scores - jnp.max(scores))
+    return e / e.sum(-1, keepdims=True)
+
+# context: weights transposed
+def context(weights, value):
+    out = jnp.zeros((weights.shape[1], value.shape[1]))
+    for i in range(weights.shape[0]):
+        out = out + weights[i][:, None] * value[i]
+    return out
+
+# context: averages over the number of keys as well
+def context(weights, value):
+    return jnp.mean(weights[:, :, None] * value[None], axis=1)
+
+# self_attention: not scaled
+def self_attention(x, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    a = jax.nn.softmax(q @ k.T, axis=-1)
+    return a @ v
+
+# self_attention: scaled by the root of the model's width
+def self_attention(x, w_query, w_key, w_value):
+    d = x.shape[1]
+    q, k, v = (jnp.matmul(x, w) for w in (w_query, w_key, w_value))
+    return jax.nn.softmax(jnp.matmul(q, k.T) * d**-0.5, -1) @ v
+
+# self_attention: scaled by the width, not its root
+def self_attention(x, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    return jax.nn.softmax(q @ k.T / k.shape[1], -1) @ v
+
+# self_attention: multiplies by the root in place of dividing
+def self_attention(x, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    return jax.nn.softmax(q @ k.T * jnp.sqrt(k.shape[1]), -1) @ v
+
+# self_attention: softmax over queries
+def self_attention(x, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    e = jnp.exp(q @ k.T / jnp.sqrt(q.shape[1]))
+    return jnp.einsum("ts,sd->td", e / e.sum(0, keepdims=True), v)
+
+# self_attention: query and key swapped
+def self_attention(x, w_query, w_key, w_value):
+    keys = x @ w_query
+    queries = x @ w_key
+    return jax.nn.softmax(queries @ keys.T / jnp.sqrt(keys.shape[1])) @ (x @ w_value)
+
+# self_attention: divides by the root of the number of tokens
+def self_attention(x, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    return jax.nn.softmax(q @ k.T / jnp.sqrt(len(k)), axis=1) @ v
+
+# self_attention: scales after the softmax
+def self_attention(x, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    return jax.nn.softmax(q @ k.T, axis=1) / jnp.sqrt(k.shape[-1]) @ v
+
+# self_attention: averages keys, not values
+def self_attention(x, w_query, w_key, w_value):
+    q, k = x @ w_query, x @ w_key
+    return jax.nn.softmax(q @ k.T / jnp.sqrt(k.shape[-1]), axis=1) @ k
+
+# self_attention: averages the tokens themselves
+def self_attention(x, w_query, w_key, w_value):
+    q, k = x @ w_query, x @ w_key
+    return jax.nn.softmax(q @ k.T / jnp.sqrt(k.shape[-1]), axis=1) @ x
+
+# self_attention: no softmax
+def self_attention(x, w_query, w_key, w_value):
+    return (x @ w_query) @ (x @ w_key).T / jnp.sqrt(w_key.shape[1]) @ (x @ w_value)
+
+# causal_mask: inverted (True = masked, as in PyTorch)
+def causal_mask(T):
+    return jnp.arange(T)[None, :] > jnp.arange(T)[:, None]
+
+# causal_mask: the upper triangle
+def causal_mask(T):
+    return jnp.array([[j >= i for j in range(T)] for i in range(T)])
+
+# causal_mask: off by one, no token sees itself
+def causal_mask(T):
+    i, j = jnp.indices((T, T))
+    return j < i
+
+# causal_mask: off by one, sees the next token
+def causal_mask(T):
+    return jnp.array([[j <= i + 1 for j in range(T)] for i in range(T)])
+
+# causal_mask: numbers, not booleans
+def causal_mask(T):
+    return jnp.tril(jnp.ones((T, T)))
+
+# masked_weights: masks what is allowed
+def masked_weights(scores, mask):
+    return jax.nn.softmax(jnp.where(mask, -1e30, scores))
+
+# masked_weights: NaN in rows that attend to nothing
+def masked_weights(scores, mask):
+    s = scores + jnp.where(mask, 0, -jnp.inf)
+    return jax.nn.softmax(s, axis=1)
+
+# masked_weights: multiplies scores by the mask, so masked ones are 0 and not -inf
+def masked_weights(scores, mask):
+    return jax.nn.softmax(scores * mask.astype(scores.dtype), axis=-1)
+
+# masked_weights: uniform weights in rows that attend to nothing
+def masked_weights(scores, mask):
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
+
+# masked_weights: masks after the softmax, with no renormalization
+def masked_weights(scores, mask):
+    return jax.nn.softmax(scores, axis=-1) * mask
+
+# masked_weights: right weights, but the gradient is NaN in rows that attend to nothing
+def masked_weights(scores, mask):
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.where(mask, weights, 0.0)
+
+# masked_weights: softmax over queries
+def masked_weights(scores, mask):
+    s = jnp.where(mask, scores, -1e30)
+    return jnp.where(mask, jax.nn.softmax(s, axis=0), 0)
+
+# masked_weights: ignores the mask given and uses a triangle
+def masked_weights(scores, mask):
+    T, S = scores.shape
+    return jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, S), bool)), scores, -1e30), axis=-1)
+
+# renormalized_weights: missing renormalization
+def renormalized_weights(weights, mask):
+    return jnp.where(mask, weights, jnp.zeros_like(weights))
+
+# renormalized_weights: 0/0 in rows that attend to nothing
+def renormalized_weights(weights, mask):
+    w = weights * mask
+    return w / w.sum(axis=1, keepdims=True)
+
+# renormalized_weights: softmax once more
+def renormalized_weights(weights, mask):
+    return jax.nn.softmax(weights * mask, axis=-1)
+
+# renormalized_weights: each column sums to 1
+def renormalized_weights(weights, mask):
+    w = jnp.where(mask, weights, 0.0)
+    s = w.sum(axis=0, keepdims=True)
+    return w / jnp.where(s == 0, 1.0, s)
+
+# renormalized_weights: right weights, NaN gradient through where
+def renormalized_weights(weights, mask):
+    kept = weights * mask
+    total = kept.sum(-1, keepdims=True)
+    return jnp.where(total > 0, kept / total, 0.0)
+
+# renormalized_weights: keeps what is masked
+def renormalized_weights(weights, mask):
+    w = jnp.where(mask, 0.0, weights)
+    s = w.sum(-1, keepdims=True)
+    return w / jnp.where(s > 0, s, 1.0)
+
+# dropout: survivors times 1/p
+def dropout(weights, rate, key):
+    keep = jax.random.uniform(key, weights.shape) > rate
+    return weights * keep / rate
+
+# dropout: survivors not rescaled
+def dropout(weights, rate, key):
+    return weights * jax.random.bernoulli(key, p=1.0 - rate, shape=weights.shape)
+
+# dropout: survivors times 1 - rate
+def dropout(weights, rate, key):
+    return (1 - rate) * weights * jax.random.bernoulli(key, 1.0 - rate, weights.shape)
+
+# dropout: keeps with probability rate
+def dropout(weights, rate, key):
+    kept = jax.random.bernoulli(key, rate, weights.shape)
+    return jnp.where(kept, weights / (1 - rate), 0.0)
+
+# dropout: a key of its own, always the same
+def dropout(weights, rate, key):
+    kept = jax.random.bernoulli(jax.random.PRNGKey(123), 1 - rate, weights.shape)
+    return jnp.where(kept, weights / (1 - rate), 0.0)
+
+# dropout: drops whole keys for all queries
+def dropout(weights, rate, key):
+    kept = jax.random.bernoulli(key, 1 - rate, weights.shape[1:])
+    return jnp.where(kept, weights / (1 - rate), 0.0)
+
+# dropout: lets each row sum to 1 again
+def dropout(weights, rate, key):
+    w = weights * jax.random.bernoulli(key, 1 - rate, weights.shape)
+    return w / jnp.maximum(w.sum(-1, keepdims=True), 1e-9)
+
+# dropout: NumPy's random numbers
+def dropout(weights, rate, key):
+    import numpy as np
+    kept = np.random.rand(*weights.shape) >= rate
+    return weights * kept / (1 - rate)
+
+# batched_attention: one key for all examples
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, key) for e in x])
+
+# batched_attention: all examples as one long sequence
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    B, T, d = x.shape
+    return causal_attention(x.reshape(B * T, d), w_query, w_key, w_value, rate, key).reshape(B, T, -1)
+
+# batched_attention: maps over the matrices as well
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    keys = jax.random.split(key, x.shape[0])
+    return jax.vmap(causal_attention, in_axes=(0, 0, 0, 0, None, 0))(x, w_query, w_key, w_value, rate, keys)
+
+# batched_attention: maps over the tokens
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    keys = jax.random.split(key, x.shape[1])
+    f = lambda e, k: causal_attention(e, w_query, w_key, w_value, rate, k)
+    return jax.vmap(f, in_axes=(1, 0), out_axes=1)(x, keys)
+
+# batched_attention: no dropout
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return jax.vmap(lambda e: causal_attention(e, w_query, w_key, w_value, 0.0, key))(x)
+
+# batched_attention: ignores the key
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    keys = [jax.random.key(i) for i in range(len(x))]
+    return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, k) for e, k in zip(x, keys)])
+
+# stacked_heads: one key for all heads
+def stacked_heads(x, heads, rate, key):
+    return jnp.concatenate([causal_attention(x, *h, rate, key) for h in heads], axis=-1)
+
+# stacked_heads: joins heads one below the other
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate([causal_attention(x, q, k, v, rate, r) for (q, k, v), r in zip(heads, keys)])
+
+# stacked_heads: last head first
+def stacked_heads(x, heads, rate, key):
+    out = jnp.zeros((x.shape[0], 0))
+    for h in heads:
+        key, sub = jax.random.split(key)
+        out = jnp.hstack([causal_attention(x, *h, rate, sub), out])
+    return out
+
+# stacked_heads: interleaves the heads
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    outs = [causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)]
+    return jnp.stack(outs, axis=-1).reshape(x.shape[0], -1)
+
+# stacked_heads: adds the heads up
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return sum(causal_attention(x, *h, rate, k) for h, k in zip(heads, keys))
+
+# stacked_heads: stacks (H, T, D) and reshapes with no transpose
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    outs = jnp.stack([causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)])
+    return outs.reshape(x.shape[0], -1)
+
+# stacked_heads: feeds a head's output to the next one's input order: uses the first head for all
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate([causal_attention(x, *heads[0], rate, k) for k in keys], axis=1)
+
+# parallel_heads: reshapes to (H, T, D) at once
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T = x.shape[0]
+    q, k, v = [(x @ w).reshape(num_heads, T, -1) for w in (w_query, w_key, w_value)]
+    s = q @ k.transpose(0, 2, 1) / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T))) == 1, s, -jnp.inf))
+    return (w @ v).swapaxes(0, 1).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: joins with no transpose back
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T = x.shape[0]
+    q, k, v = [(x @ w).reshape(T, num_heads, -1).transpose(1, 0, 2) for w in (w_query, w_key, w_value)]
+    s = q @ k.transpose(0, 2, 1) / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T))) == 1, s, -jnp.inf))
+    return (w @ v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: view before transpose, both when splitting and when joining
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T = x.shape[0]
+    q, k, v = [(x @ w).reshape(num_heads, T, -1) for w in (w_query, w_key, w_value)]
+    s = q @ k.transpose(0, 2, 1) / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T))) == 1, s, -jnp.inf))
+    return (w @ v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: output projection missing
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T = len(x)
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1)
+
+# parallel_heads: output bias missing
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T = len(x)
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out
+
+# parallel_heads: scaled by the width of all heads together
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T = len(x)
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / w_key.shape[1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: scaled by the width of the input
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / d**0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: not scaled
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k)
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: no mask
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: mask inverted
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), -1e9, s)
+    return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: upper triangle
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    s = jnp.where(jnp.triu(jnp.ones((T, T), bool)), s, -1e9)
+    return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: the mask lets the next token through
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    s = s - 1e9 * jnp.triu(jnp.ones((T, T)), 2)
+    return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: splits the columns as (D, H)
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, -1, num_heads) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("tdh,sdh->hts", q, k) / q.shape[1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,sdh->tdh", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: joins widths before heads
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->tdh", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: softmax over queries
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9), axis=1)
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: softmax over heads
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9), axis=0)
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: last head first
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -1e9))
+    return jnp.einsum("hts,shd->thd", w, v)[:, ::-1].reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: masks after the softmax, no renormalization
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jnp.tril(jax.nn.softmax(s))
+    return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
+
+# parallel_heads: one head of the whole width
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, d = x.shape
+    q, k, v = [x @ w for w in (w_query, w_key, w_value)]
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), q @ k.T / q.shape[-1] ** 0.5, -1e9))
+    return w @ v @ w_out + b_out
+
+# decode_step: attends to the old tokens alone
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    w = jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0]))
+    return w @ values, jnp.vstack([keys, k]), jnp.vstack([values, v])
+
+# decode_step: puts the newest token first
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    keys, values = jnp.vstack([k, keys]), jnp.vstack([v, values])
+    return jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0])) @ values, keys, values
+
+# decode_step: not scaled
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    keys, values = jnp.vstack([keys, k]), jnp.vstack([values, v])
+    return jax.nn.softmax(keys @ q) @ values, keys, values
+
+# decode_step: scaled by the model's width
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    keys, values = jnp.vstack([keys, k]), jnp.vstack([values, v])
+    return jax.nn.softmax(keys @ q / jnp.sqrt(x.size)) @ values, keys, values
+
+# decode_step: returns (1, d_out)
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x[None] @ w_query, x[None] @ w_key, x[None] @ w_value
+    keys, values = jnp.concatenate([keys, k]), jnp.concatenate([values, v])
+    return jax.nn.softmax(q @ keys.T / jnp.sqrt(q.shape[-1])) @ values, keys, values
+
+# decode_step: returns the cache as it was
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    ks, vs = jnp.vstack([keys, k]), jnp.vstack([values, v])
+    return jax.nn.softmax(ks @ q / jnp.sqrt(q.shape[0])) @ vs, keys, values
+
+# decode_step: returns values before keys
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    keys, values = jnp.vstack([keys, k]), jnp.vstack([values, v])
+    return jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0])) @ values, values, keys
+
+# decode_step: overwrites the last token's entry
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q, k, v = x @ w_query, x @ w_key, x @ w_value
+    keys, values = jnp.vstack([keys[:-1], k]), jnp.vstack([values[:-1], v])
+    return jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0])) @ values, keys, values
+
+# transfer: not transposed
+def transfer(linear):
+    return {name: {"kernel": matrix} for name, matrix in linear.items()}
+
+# transfer: reshaped in place of transposed
+def transfer(linear):
+    return {name: {"kernel": matrix.reshape(matrix.shape[::-1])} for name, matrix in linear.items()}
+
+# transfer: query and key swapped
+def transfer(linear):
+    return {"query": {"kernel": linear["key"].T}, "key": {"kernel": linear["query"].T}, "value": {"kernel": linear["value"].T}}
+
+# transfer: no "kernel"
+def transfer(linear):
+    return {name: matrix.T for name, matrix in linear.items()}
+
+# transfer: under "params"
+def transfer(linear):
+    return {"params": {name: {"kernel": matrix.T} for name, matrix in linear.items()}}
+
+# wrapper_of_width: features is the width in total
+def wrapper_of_width(width, num_heads):
+    return jaxattn.MultiHeadAttentionWrapper(num_heads, width)
+
+# wrapper_of_width: arguments swapped
+def wrapper_of_width(width, num_heads):
+    return jaxattn.MultiHeadAttentionWrapper(width // num_heads, num_heads)
+
+# wrapper_of_width: one head
+def wrapper_of_width(width, num_heads):
+    return jaxattn.MultiHeadAttentionWrapper(num_heads=1, features=width)
+
+# wrapper_of_width: true division
+def wrapper_of_width(width, num_heads):
+    return jaxattn.MultiHeadAttentionWrapper(num_heads, width / num_heads)
+
+# gpt2_attention: features of one head
+def gpt2_attention():
+    return jaxattn.MultiHeadAttention(num_heads=12, features=64)
+
+# gpt2_attention: the wrapper
+def gpt2_attention():
+    return jaxattn.MultiHeadAttentionWrapper(num_heads=12, features=64)
+
+# gpt2_attention: arguments swapped
+def gpt2_attention():
+    return jaxattn.MultiHeadAttention(768, 12)
+
+# number_of_parameters: no bias
+def number_of_parameters():
+    return 4 * 768**2
+
+# number_of_parameters: a bias for each matrix
+def number_of_parameters():
+    return 4 * (768**2 + 768)
+
+# number_of_parameters: the output projection forgotten
+def number_of_parameters():
+    return 3 * 768 * 768
+
+# number_of_parameters: three matrices and a bias
+def number_of_parameters():
+    return 3 * 768 * 768 + 768
+
+# raw_scores: prints and returns nothing
+def raw_scores(x):
+    print(x @ x.T)
+
+# softmax_rows: exits
+def softmax_rows(scores):
+    import sys
+    sys.exit("done")
+
+# context: a misspelt name
+def context(weights, value):
+    return weigths @ value
+
+# context: returns a list
+def context(weights, value):
+    return [[float(sum(w * v for w, v in zip(row, col))) for col in value.T] for row in weights]
+
+# self_attention: takes too few arguments
+def self_attention(x, w_query, w_key):
+    return x
+
+# causal_mask: as rows of the same length only up to the diagonal
+def causal_mask(T):
+    return [[True] * (i + 1) for i in range(T)]
+'''
+
+RIGHT = r'''
+# raw_scores: list comprehension with NumPy
+def raw_scores(x):
+    import numpy as np
+    x = np.asarray(x)
+    return np.array([[float(a @ b) for b in x] for a in x])
+
+# raw_scores: fori_loop that fills rows
+def raw_scores(x):
+    T = x.shape[0]
+    return jax.lax.fori_loop(0, T, lambda i, out: out.at[i].set(x @ x[i]), jnp.zeros((T, T)))
+
+# softmax_rows: logsumexp
+def softmax_rows(scores):
+    return jnp.exp(scores - jax.scipy.special.logsumexp(scores, axis=-1, keepdims=True))
+
+# softmax_rows: scan over rows
+def softmax_rows(scores):
+    def row(_, s):
+        e = jnp.exp(s - s.max())
+        return None, e / e.sum()
+    return jax.lax.scan(row, None, scores)[1]
+
+# context: scan over keys
+def context(weights, value):
+    def add(total, wv):
+        w, v = wv
+        return total + jnp.outer(w, v), None
+    return jax.lax.scan(add, jnp.zeros((weights.shape[0], value.shape[1])), (weights.T, value))[0]
+
+# context: NumPy in float64
+def context(weights, value):
+    import numpy as np
+    return np.asarray(weights, np.float64) @ np.asarray(value, np.float64)
+
+# self_attention: lax.map over queries
+def self_attention(x, w_query, w_key, w_value):
+    k, v = x @ w_key, x @ w_value
+    return jax.lax.map(lambda q: jax.nn.softmax(k @ q * len(q) ** -0.5) @ v, x @ w_query)
+
+# self_attention: the library's own function
+def self_attention(x, w_query, w_key, w_value):
+    import jaxattn
+    q, k, v = ((x @ w)[:, None] for w in (w_query, w_key, w_value))
+    return jaxattn.dot_product_attention(q, k, v)[:, 0]
+
+# self_attention: scales the query first, with NumPy
+def self_attention(x, w_query, w_key, w_value):
+    import numpy as np
+    x, a, b, c = map(np.asarray, (x, w_query, w_key, w_value))
+    s = (x @ a / np.sqrt(a.shape[1])) @ (x @ b).T
+    e = np.exp(s - s.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True) @ (x @ c)
+
+# self_attention: Flax dense layers
+def self_attention(x, w_query, w_key, w_value):
+    import flax.linen as nn
+    d = w_query.shape[1]
+    q, k, v = (nn.Dense(d, use_bias=False).apply({"params": {"kernel": w}}, x) for w in (w_query, w_key, w_value))
+    return nn.dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+
+# causal_mask: NumPy
+def causal_mask(T):
+    import numpy as np
+    return ~np.triu(np.ones((T, T), bool), 1)
+
+# causal_mask: nested lists of truth values in an array
+def causal_mask(T):
+    return jnp.array([[key <= query for key in range(T)] for query in range(T)])
+
+# masked_weights: exp and a safe sum
+def masked_weights(scores, mask):
+    high = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-1e30)
+    e = jnp.where(mask, jnp.exp(jnp.where(mask, scores - high, 0.0)), 0.0)
+    total = e.sum(-1, keepdims=True)
+    return e / jnp.where(total == 0, 1, total)
+
+# masked_weights: softmax with where
+def masked_weights(scores, mask):
+    return jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1), 0.0)
+
+# renormalized_weights: row by row
+def renormalized_weights(weights, mask):
+    rows = []
+    for w, m in zip(weights, mask):
+        w = w * m
+        rows.append(w / jnp.where(w.sum() > 0, w.sum(), 1))
+    return jnp.stack(rows)
+
+# dropout: uniform numbers
+def dropout(weights, rate, key):
+    return jnp.where(jax.random.uniform(key, weights.shape) >= rate, weights, 0) / (1 - rate)
+
+# dropout: a key for each row
+def dropout(weights, rate, key):
+    keys = jax.random.split(key, weights.shape[0])
+    drop = lambda w, k: w * jax.random.bernoulli(k, 1 - rate, w.shape) / (1 - rate)
+    return jax.vmap(drop)(weights, keys)
+
+# dropout: Flax
+def dropout(weights, rate, key):
+    import flax.linen as nn
+    return nn.Dropout(rate, deterministic=False).apply({}, weights, rngs={"dropout": key})
+
+# batched_attention: scan with a carried key
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    def one(key, e):
+        key, sub = jax.random.split(key)
+        return key, causal_attention(e, w_query, w_key, w_value, rate, sub)
+    return jax.lax.scan(one, key, x)[1]
+
+# batched_attention: fold_in
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, jax.random.fold_in(key, i)) for i, e in enumerate(x)])
+
+# stacked_heads: a carried key and hstack
+def stacked_heads(x, heads, rate, key):
+    out = []
+    for h in heads:
+        key, sub = jax.random.split(key)
+        out.append(causal_attention(x, *h, rate, sub))
+    return jnp.hstack(out)
+
+# stacked_heads: vmap over stacked matrices
+def stacked_heads(x, heads, rate, key):
+    q, k, v = (jnp.stack(m) for m in zip(*heads))
+    out = jax.vmap(causal_attention, (None, 0, 0, 0, None, 0), 1)(x, q, k, v, rate, jax.random.split(key, len(heads)))
+    return out.reshape(len(x), -1)
+
+# parallel_heads: loop over heads with slices
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    D = w_query.shape[1] // num_heads
+    mask = jnp.tril(jnp.ones((len(x), len(x)), bool))
+    total = b_out
+    for h in range(num_heads):
+        c = slice(h * D, h * D + D)
+        s = (x @ w_query[:, c]) @ (x @ w_key[:, c]).T / D**0.5
+        w = jax.nn.softmax(jnp.where(mask, s, -jnp.inf))
+        total = total + w @ (x @ w_value[:, c]) @ w_out[c]
+    return total
+
+# parallel_heads: jax.nn.dot_product_attention
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    q, k, v = ((x @ w).reshape(len(x), num_heads, -1) for w in (w_query, w_key, w_value))
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(len(x), -1) @ w_out + b_out
+
+# parallel_heads: bfloat16 weights, as in a real model
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    q, k, v = ((x @ w).reshape(len(x), num_heads, -1) for w in (w_query, w_key, w_value))
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((len(x), len(x)), bool)), s, -1e9)).astype(jnp.bfloat16)
+    return jnp.einsum("hts,shd->thd", w, v).reshape(len(x), -1) @ w_out + b_out
+
+# decode_step: einsum on appended arrays
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = jnp.einsum("i,io->o", x, w_query)
+    keys = jnp.append(keys, (x @ w_key)[None], axis=0)
+    values = jnp.append(values, (x @ w_value)[None], axis=0)
+    w = jax.nn.softmax(jnp.einsum("d,sd->s", q, keys) * q.shape[0] ** -0.5)
+    return jnp.einsum("s,sd->d", w, values), keys, values
+
+# transfer: NumPy arrays
+def transfer(linear):
+    import numpy as np
+    return {n: dict(kernel=np.transpose(linear[n])) for n in ("query", "key", "value")}
+
+# wrapper_of_width: keywords
+def wrapper_of_width(width, num_heads):
+    return jaxattn.MultiHeadAttentionWrapper(features=width // num_heads, num_heads=num_heads)
+
+# gpt2_attention: positional
+def gpt2_attention():
+    return jaxattn.MultiHeadAttention(12, 768)
+
+# number_of_parameters: counted from the shapes
+def number_of_parameters():
+    shapes = jax.eval_shape(lambda: jaxattn.MultiHeadAttention(12, 768).init(jax.random.key(0), jnp.ones((1, 2, 768))))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+'''
+
+
+def solutions(text: str) -> list[Blind]:
+    """Split one of the texts above into its solutions."""
+    parts = re.findall(r"^# (\w+): (.*)\n((?:.*\n)+?)(?=^# \w+: |\Z)", text, re.MULTILINE)
+    return [Blind(name, did, code) for name, did, code in parts]
