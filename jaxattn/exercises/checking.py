@@ -51,9 +51,9 @@ def check(function: Function, exercise: Exercise, file: str = "") -> str | None:
 
 def _find_mistake(function: Function, exercise: Exercise) -> str | None:
     if exercise.reference is not None:
-        results = [numbers(exercise.observe(function(*args))) for args in exercise.cases]
-        expected = [numbers(exercise.reference(*args)) for args in exercise.cases]
-        if not all(map(same, results, expected)):
+        results = _results(function, exercise)
+        if not _right(results, exercise):
+            expected = [numbers(exercise.reference(*args)) for args in exercise.cases]
             return (
                 _named_mistake(results, exercise)
                 or _failed_property(function, exercise)
@@ -62,17 +62,44 @@ def _find_mistake(function: Function, exercise: Exercise) -> str | None:
     return _failed_property(function, exercise)
 
 
+def _results(function: Function, exercise: Exercise) -> list[Any]:
+    """Run all cases; where a later one raises, the earlier ones may already show a known mistake."""
+    results: list[Any] = []
+    try:
+        for args in exercise.cases:
+            results.append(numbers(exercise.observe(function(*args))))
+    except WrongAnswerError:
+        sentence = None if _right(results, exercise) else _named_mistake(results, exercise)
+        if sentence is None:
+            raise
+        raise WrongAnswerError(sentence) from None
+    return results
+
+
+def _right(results: Sequence[Any], exercise: Exercise) -> bool:
+    assert exercise.reference is not None
+    cases = exercise.cases[: len(results)]
+    return all(same(result, numbers(exercise.reference(*args))) for result, args in zip(results, cases, strict=True))
+
+
 def _named_mistake(results: Sequence[Any], exercise: Exercise) -> str | None:
     for sentence, mistakes in exercise.mistakes.items():
         for mistake in mistakes if isinstance(mistakes, tuple) else (mistakes,):
-            computed = [attempt(mistake, args) for args in exercise.cases]
+            computed = [attempt(mistake, args) for args in exercise.cases[: len(results)]]
             if all(map(same, results, computed)):
                 return sentence
     return None
 
 
 def _failed_property(function: Function, exercise: Exercise) -> str | None:
-    return next((sentence for holds in exercise.properties if (sentence := holds(function)) is not None), None)
+    for holds in exercise.properties:
+        try:
+            sentence = holds(function)
+        except (ValueError, TypeError, IndexError) as error:
+            return f"returns what cannot be checked: {' '.join(str(error).split())[:200]}"
+        if sentence is not None:
+            return sentence
+    return None
 
 
 def _guarded(function: Function, file: str) -> Function:
@@ -93,6 +120,10 @@ def _guarded(function: Function, file: str) -> Function:
             raise WrongAnswerError(explain_error(error, file)) from error
         if result is None:
             raise WrongAnswerError("returns nothing: end it with return")
+        if isinstance(result, list):
+            raise WrongAnswerError(
+                "returns a list: return an array, which jnp.array and jnp.stack make, or a tuple of several results"
+            )
         return result
 
     return run
@@ -101,7 +132,7 @@ def _guarded(function: Function, file: str) -> Function:
 def explain_error(error: BaseException, file: str) -> str:
     """Say what was raised, and in which line of the learner's file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    message = (str(error).strip().splitlines() or [""])[0]
+    message = " ".join(str(error).split())
     where = f" in line {lines[-1]}" if lines else ""
     return f"raises {type(error).__name__}{where}" + (f": {message[:200]}" if message else "")
 

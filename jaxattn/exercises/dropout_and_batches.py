@@ -24,12 +24,16 @@ def _rescaled(function: Function) -> str | None:
     kept = dropped[dropped != 0]
     if kept.size == 0:
         return "drops every weight"
+    if np.allclose(dropped.sum(-1), 1, atol=1e-3):
+        return "lets each row sum to 1 again: dropout multiplies all survivors by the same factor, 1 / (1 - rate)"
     factors = np.unique(np.round(kept / 3, 4))
     if len(factors) > 1:
         return f"multiplies kept weights by different factors, such as {factors[0]} and {factors[-1]}"
     factor, share = float(factors[0]), kept.size / dropped.size
     if share == 1:
         return "drops nothing"
+    if abs(factor - 1 / _RATE) < 1e-3 and abs(share - _RATE) < 0.05:
+        return "takes rate for the share that is kept: it is the share that is dropped"
     known = {
         1 / _RATE: "multiplies the survivors by 1 / rate: each stays the same on average with 1 / (1 - rate)",
         1.0: "does not rescale the survivors: multiply them by 1 / (1 - rate)",
@@ -115,14 +119,14 @@ BATCHED = Exercise(
     },
     properties=[
         differs(
-            "uses one key for all examples, so that all drop the same entries: split the key",
-            lambda f: _twins(f)[0],
-            lambda f: _twins(f)[1],
-        ),
-        differs(
             "drops nothing, or the same with every key: pass on keys split from the one that came",
             lambda f: f(*_BATCH, 0.5, _keys(0)),
             lambda f: f(*_BATCH, 0.5, _keys(1)),
+        ),
+        differs(
+            "uses one key for all examples, so that all drop the same entries: split the key",
+            lambda f: _twins(f)[0],
+            lambda f: _twins(f)[1],
         ),
         agrees(
             "gives other results each time, although the key is the same",
@@ -172,14 +176,14 @@ STACKED = Exercise(
     properties=[
         causal(_TOKENS, _HEADS, 0.0, _keys()),
         differs(
-            "uses one key for all heads, so that all drop the same entries: split the key",
-            lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, :4],
-            lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, 4:],
-        ),
-        differs(
             "drops nothing, or the same with every key: pass on keys split from the one that came",
             lambda f: f(_TOKENS, _HEADS, 0.5, _keys(0)),
             lambda f: f(_TOKENS, _HEADS, 0.5, _keys(1)),
+        ),
+        differs(
+            "uses one key for all heads, so that all drop the same entries: split the key",
+            lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, :4],
+            lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, 4:],
         ),
     ],
 )

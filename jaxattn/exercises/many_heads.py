@@ -29,11 +29,11 @@ def _parallel(
     project: bool = True,
     scale: float | None = None,
     mask: Any = True,
-    axis: int = -1,
+    **options: Any,
 ) -> Any:
     query, key, value = (split(x @ w, H) for w in (wq, wk, wv))
     scale = key.shape[-1] ** -0.5 if scale is None else scale
-    context = join(attend(query, key, value, scale=scale, mask=tril(len(x)) if mask is True else mask, axis=axis))
+    context = join(attend(query, key, value, scale=scale, mask=tril(len(x)) if mask is True else mask, **options))
     return context @ out + bias if project else context
 
 
@@ -52,6 +52,12 @@ def _joined_without_transpose(heads: Any) -> Any:
 _variant: Callable[..., Function] = functools.partial(functools.partial, _parallel)
 _TRIL = tril(5)
 
+
+def _with_any_fill(mask: Any, **options: Any) -> tuple[Function, ...]:
+    """Where the softmax has nothing to attend to, it gives 0, equal weights, or NaN."""
+    return tuple(_variant(mask=mask, fill=fill, **options) for fill in (None, -1e30, -np.inf))
+
+
 PARALLEL = Exercise(
     name="parallel_heads",
     cases=[_PARALLEL],
@@ -62,10 +68,17 @@ PARALLEL = Exercise(
         "is scaled by the model's width d_in: each head's dot products sum over D": _variant(scale=6**-0.5),
         "divides by D, not by its root": _variant(scale=1 / 4),
         "has no mask, and so leaks the future": _variant(mask=None),
-        "has the mask inverted": _variant(mask=~_TRIL),
+        "has the mask inverted": _with_any_fill(mask=~_TRIL),
         "has the mask upside down (an upper triangle)": _variant(mask=_TRIL.T),
         "has a mask that is off by one, which lets tokens attend to the next one": _variant(mask=tril(5, 1)),
-        "has a mask that is off by one: a token may attend to itself": _variant(mask=tril(5, -1)),
+        "has a mask that is off by one: a token may attend to itself": _with_any_fill(mask=tril(5, -1)),
+        "masks after the softmax and lacks the renormalisation: rows sum to less than 1": _variant(
+            weigh=lambda s, mask: softmax(s) * mask
+        ),
+        "sets masked scores to 0, which still gets weight, because exp(0) = 1": _variant(
+            weigh=lambda s, mask: softmax(s * mask)
+        ),
+        "applies softmax over the heads: axis=-1 is that of the keys": _with_any_fill(mask=_TRIL, axis=0),
         "applies softmax over the queries: axis=-1 is that of the keys": _variant(axis=-2),
         "splits with the view before the transpose left out: reshape (T, H · D) to (T, H, D) first, then swap to "
         "(H, T, D); a direct reshape to (H, T, D) mixes tokens and features": _variant(split=_viewed),
@@ -129,6 +142,9 @@ DECODE = Exercise(
             _decode(*a)[0],
             *a[1:3],
         ),
+        "replaces the last token in the cache: append the newest one": lambda x, k, v, *w: _decode(
+            x, k[:-1], v[:-1], *w
+        ),
         "keeps only the newest token in the cache": lambda x, k, v, wq, wk, wv: (
             x @ wv,
             (x @ wk)[None],
@@ -184,6 +200,12 @@ TRANSFER = Exercise(
         "calls the matrices weight, as PyTorch does: their name is kernel": lambda linear: {
             name: {"weight": matrix.T} for name, matrix in linear.items()
         },
+        "has query and key swapped": lambda linear: {
+            name: {"kernel": linear[{"query": "key", "key": "query"}.get(name, name)].T} for name in linear
+        },
+        "has the level params, which apply adds: return what lies below it": lambda linear: {
+            "params": {name: {"kernel": matrix.T} for name, matrix in linear.items()}
+        },
         "reshapes in place of transposing, which mixes the numbers up": lambda linear: {
             name: {"kernel": matrix.reshape(matrix.shape[::-1])} for name, matrix in linear.items()
         },
@@ -198,6 +220,11 @@ def _fields(kind: Any) -> Callable[[Any], Any]:
             raise WrongAnswerError(f"returns the class: call it, {module.__name__}(...)")
         if not isinstance(module, kind):
             raise WrongAnswerError(f"returns a {type(module).__name__}, but a jaxattn.{kind.__name__} is asked for")
+        for name in ("num_heads", "features"):
+            if not isinstance(getattr(module, name), int | np.integer):
+                raise WrongAnswerError(
+                    f"has {name}={getattr(module, name)}, but a whole number is needed: divide with //"
+                )
         return {"num_heads": module.num_heads, "features": module.features}
 
     return observe
@@ -215,6 +242,7 @@ WRAPPER = Exercise(
         "makes heads as wide as the whole output: features is the width of one head, and H heads stand side by "
         "side": lambda width, heads: _module(heads, width),
         "has the numbers of heads and features swapped": lambda width, heads: _module(width // heads, heads),
+        "has one head: pass num_heads on, and make each head narrower": lambda width, heads: _module(1, width),
         "always has features=1": lambda width, heads: _module(heads, 1),
     },
     observe=_fields(MultiHeadAttentionWrapper),

@@ -27,8 +27,10 @@ def tril(T: int, k: int = 0) -> np.ndarray:
     return np.tril(np.ones((T, T), bool), k)
 
 
-def weights_of(scores: Any, mask: Any = None, axis: int = -1) -> np.ndarray:
-    """Softmax with masked scores at −∞; a row without keys is 0."""
+def weights_of(scores: Any, mask: Any = None, axis: int = -1, fill: float | None = None) -> np.ndarray:
+    """Softmax with masked scores at −∞; a row without keys is 0, or as a plain softmax of `fill` leaves it."""
+    if fill is not None:
+        return softmax(np.where(mask, scores, fill), axis)
     masked = scores if mask is None else np.where(mask, scores, -np.inf)
     largest = masked.max(axis=axis, keepdims=True)
     exponentials = np.exp(masked - np.where(np.isfinite(largest), largest, 0))
@@ -36,9 +38,9 @@ def weights_of(scores: Any, mask: Any = None, axis: int = -1) -> np.ndarray:
     return exponentials / np.where(total == 0, 1, total)
 
 
-def attend(query: Any, key: Any, value: Any, *, scale: float, mask: Any = None, axis: int = -1) -> np.ndarray:
-    """Attention with any leading axes."""
-    return weights_of(query @ np.swapaxes(key, -1, -2) * scale, mask, axis) @ value
+def attend(query: Any, key: Any, value: Any, *, scale: float, weigh: Any = weights_of, **options: Any) -> np.ndarray:
+    """Attention with any leading axes, and a softmax of one's own."""
+    return weigh(query @ np.swapaxes(key, -1, -2) * scale, **options) @ value
 
 
 def heads_of(array: Any, H: int) -> np.ndarray:

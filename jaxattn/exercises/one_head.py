@@ -37,9 +37,9 @@ RAW_SCORES = Exercise(
 
 def _stays_finite(function: Function) -> str | None:
     result = np.asarray(function(np.array([[1000.0, 0.0], [-1000.0, -1000.0]], np.float32)))
-    if np.isfinite(result).all() and np.allclose(result, np.array([[1, 0], [0.5, 0.5]])):
+    if np.isfinite(result).all() and np.allclose(result, np.array([[1, 0], [0.5, 0.5]]), atol=1e-3):
         return None
-    return "gives NaN or inf for scores of 1000, because exp overflows: subtract each row's maximum first"
+    return "gives NaN or inf for scores of ±1000, because exp overflows, or a whole row is 0: subtract each row's own maximum"
 
 
 SOFTMAX = Exercise(
@@ -159,6 +159,9 @@ _MASKED_MISTAKES: dict[str, Any] = {
         np.where(m, s, -1e30)
     ),
     "applies softmax over the queries: axis=-1 is that of the keys": lambda s, m: weights_of(s, m, axis=-2),
+    "uses a triangle of its own: use the mask that is passed in": lambda s, m: weights_of(
+        s, np.tril(np.ones(s.shape, bool))
+    ),
     "returns the masked scores: apply softmax": lambda s, m: np.where(m, s, -np.inf),
     "uses the wrong sign: masked scores become +∞": lambda s, m: softmax(np.where(m, s, 1e30)),
 }
@@ -188,6 +191,9 @@ RENORMALIZED = Exercise(
     mistakes={
         "has the mask inverted: True means that a query may attend": lambda w, m: _renormalized(w, ~m),
         "ignores the mask": lambda w, m: w,
+        "uses a triangle of its own: use the mask that is passed in": lambda w, m: _renormalized(
+            w, np.tril(np.ones(w.shape, bool))
+        ),
         "lacks the renormalisation: divide each row by its new sum": lambda w, m: w * m,
         "divides by the sums of the columns: each row must sum to 1": lambda w, m: _renormalized(w, m, axis=-2),
         "gives NaN in a row that may attend to nothing, as 0 / 0: such a row is all 0": lambda w, m: (

@@ -1,6 +1,7 @@
 """Wrong solutions, and right ones in unusual styles, written from the templates alone, without a look at the checker.
 
-An entry starts with a line `# step: what the learner did`; the step is the function's name, and its code follows.
+An entry starts with a line `# function: what the learner did`. For a wrong one, the next line is `# -> ` and a part of
+the sentence that must answer it; that line was added once the checker had answered. Its code follows.
 """
 
 import re
@@ -12,25 +13,30 @@ class Blind(NamedTuple):
 
     name: str
     did: str
+    said: str
     code: str
 
 
-WRONG = r'''
+WRONG = r"""
 # raw_scores: divides by the root of the width already
+# -> is scaled already
 def raw_scores(x):
     T, d = x.shape
     return jnp.dot(x, x.transpose()) / d**0.5
 
 # raw_scores: normalizes the vectors first (cosine similarity)
+# -> divides by the vectors' lengths (cosine similarity)
 def raw_scores(x):
     unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
     return unit @ unit.T
 
 # raw_scores: multiplies columns with columns
+# -> sums over the tokens in place of the width
 def raw_scores(x):
     return jnp.einsum("td,te->de", x, x)
 
 # raw_scores: returns only the last token's scores
+# -> returns an array of shape (6,), but (6, 6) is expected
 def raw_scores(x):
     out = []
     for token in x:
@@ -38,30 +44,36 @@ def raw_scores(x):
     return jnp.array(out)
 
 # softmax_rows: sums over the queries
+# -> applies softmax over the queries (axis 0)
 def softmax_rows(scores):
     e = jnp.exp(scores - jnp.max(scores, axis=0))
     return e / jnp.sum(e, axis=0)
 
 # softmax_rows: subtracts nothing
+# -> gives NaN or inf for scores of ±1000, because exp overflows, or a whole row is 0
 def softmax_rows(scores):
     top = jnp.exp(scores)
     return top / top.sum(axis=1).reshape(-1, 1)
 
 # softmax_rows: divides by the sum, without exp
+# -> divides the scores themselves by their sum
 def softmax_rows(scores):
     return jnp.stack([row / row.sum() for row in scores])
 
 # softmax_rows: one sum over the whole matrix
+# -> divides by the sum of all entries
 def softmax_rows(scores):
     e = jnp.exp(scores - scores.max())
     return e / e.sum()
 
 # softmax_rows: subtracts the maximum of the whole matrix
+# -> gives NaN or inf for scores of ±1000, because exp overflows, or a whole row is 0
 def softmax_rows(scores):
     e = jnp.exp(scores - jnp.max(scores))
     return e / e.sum(-1, keepdims=True)
 
 # context: weights transposed
+# -> sums over the queries
 def context(weights, value):
     out = jnp.zeros((weights.shape[1], value.shape[1]))
     for i in range(weights.shape[0]):
@@ -69,233 +81,275 @@ def context(weights, value):
     return out
 
 # context: averages over the number of keys as well
+# -> divides by the number of keys once more
 def context(weights, value):
     return jnp.mean(weights[:, :, None] * value[None], axis=1)
 
 # self_attention: not scaled
+# -> is not scaled
 def self_attention(x, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     a = jax.nn.softmax(q @ k.T, axis=-1)
     return a @ v
 
 # self_attention: scaled by the root of the model's width
+# -> is scaled by the model's width d_in
 def self_attention(x, w_query, w_key, w_value):
     d = x.shape[1]
     q, k, v = (jnp.matmul(x, w) for w in (w_query, w_key, w_value))
     return jax.nn.softmax(jnp.matmul(q, k.T) * d**-0.5, -1) @ v
 
 # self_attention: scaled by the width, not its root
+# -> divides by d_out, not by its root
 def self_attention(x, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     return jax.nn.softmax(q @ k.T / k.shape[1], -1) @ v
 
 # self_attention: multiplies by the root in place of dividing
+# -> multiplies by √d_out
 def self_attention(x, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     return jax.nn.softmax(q @ k.T * jnp.sqrt(k.shape[1]), -1) @ v
 
 # self_attention: softmax over queries
+# -> applies softmax over the queries
 def self_attention(x, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     e = jnp.exp(q @ k.T / jnp.sqrt(q.shape[1]))
     return jnp.einsum("ts,sd->td", e / e.sum(0, keepdims=True), v)
 
 # self_attention: query and key swapped
+# -> has queries and keys swapped
 def self_attention(x, w_query, w_key, w_value):
     keys = x @ w_query
     queries = x @ w_key
     return jax.nn.softmax(queries @ keys.T / jnp.sqrt(keys.shape[1])) @ (x @ w_value)
 
 # self_attention: divides by the root of the number of tokens
+# -> is scaled by the number of tokens
 def self_attention(x, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     return jax.nn.softmax(q @ k.T / jnp.sqrt(len(k)), axis=1) @ v
 
 # self_attention: scales after the softmax
+# -> scales after the softmax
 def self_attention(x, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     return jax.nn.softmax(q @ k.T, axis=1) / jnp.sqrt(k.shape[-1]) @ v
 
 # self_attention: averages keys, not values
+# -> averages the keys
 def self_attention(x, w_query, w_key, w_value):
     q, k = x @ w_query, x @ w_key
     return jax.nn.softmax(q @ k.T / jnp.sqrt(k.shape[-1]), axis=1) @ k
 
 # self_attention: averages the tokens themselves
+# -> averages the tokens themselves
 def self_attention(x, w_query, w_key, w_value):
     q, k = x @ w_query, x @ w_key
     return jax.nn.softmax(q @ k.T / jnp.sqrt(k.shape[-1]), axis=1) @ x
 
 # self_attention: no softmax
+# -> has no softmax
 def self_attention(x, w_query, w_key, w_value):
     return (x @ w_query) @ (x @ w_key).T / jnp.sqrt(w_key.shape[1]) @ (x @ w_value)
 
 # causal_mask: inverted (True = masked, as in PyTorch)
+# -> is inverted
 def causal_mask(T):
     return jnp.arange(T)[None, :] > jnp.arange(T)[:, None]
 
 # causal_mask: the upper triangle
+# -> has rows and columns swapped (an upper triangle)
 def causal_mask(T):
     return jnp.array([[j >= i for j in range(T)] for i in range(T)])
 
 # causal_mask: off by one, no token sees itself
+# -> is off by one: a token may attend to itself
 def causal_mask(T):
     i, j = jnp.indices((T, T))
     return j < i
 
 # causal_mask: off by one, sees the next token
+# -> is off by one: it lets each token attend to the next one
 def causal_mask(T):
     return jnp.array([[j <= i + 1 for j in range(T)] for i in range(T)])
 
 # causal_mask: numbers, not booleans
+# -> is of type float32, but must be bool, so that jnp.where can use it
 def causal_mask(T):
     return jnp.tril(jnp.ones((T, T)))
 
 # masked_weights: masks what is allowed
+# -> has the mask inverted
 def masked_weights(scores, mask):
     return jax.nn.softmax(jnp.where(mask, -1e30, scores))
 
 # masked_weights: NaN in rows that attend to nothing
+# -> gives NaN in a row that may attend to nothing, as 0 / 0
 def masked_weights(scores, mask):
     s = scores + jnp.where(mask, 0, -jnp.inf)
     return jax.nn.softmax(s, axis=1)
 
 # masked_weights: multiplies scores by the mask, so masked ones are 0 and not -inf
+# -> sets masked scores to 0, which still gets weight, because exp(0) = 1; use a large negative number
 def masked_weights(scores, mask):
     return jax.nn.softmax(scores * mask.astype(scores.dtype), axis=-1)
 
 # masked_weights: uniform weights in rows that attend to nothing
+# -> gives equal weights in a row that may attend to nothing
 def masked_weights(scores, mask):
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1)
 
 # masked_weights: masks after the softmax, with no renormalization
+# -> masks after the softmax and lacks the renormalisation
 def masked_weights(scores, mask):
     return jax.nn.softmax(scores, axis=-1) * mask
 
-# masked_weights: right weights, but the gradient is NaN in rows that attend to nothing
-def masked_weights(scores, mask):
-    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-    return jnp.where(mask, weights, 0.0)
-
 # masked_weights: softmax over queries
+# -> applies softmax over the queries
 def masked_weights(scores, mask):
     s = jnp.where(mask, scores, -1e30)
     return jnp.where(mask, jax.nn.softmax(s, axis=0), 0)
 
 # masked_weights: ignores the mask given and uses a triangle
+# -> uses a triangle of its own
 def masked_weights(scores, mask):
     T, S = scores.shape
     return jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, S), bool)), scores, -1e30), axis=-1)
 
 # renormalized_weights: missing renormalization
+# -> lacks the renormalisation
 def renormalized_weights(weights, mask):
     return jnp.where(mask, weights, jnp.zeros_like(weights))
 
 # renormalized_weights: 0/0 in rows that attend to nothing
+# -> gives NaN in a row that may attend to nothing, as 0 / 0
 def renormalized_weights(weights, mask):
     w = weights * mask
     return w / w.sum(axis=1, keepdims=True)
 
 # renormalized_weights: softmax once more
+# -> applies softmax a second time, to weights that are 0 where masked
 def renormalized_weights(weights, mask):
     return jax.nn.softmax(weights * mask, axis=-1)
 
 # renormalized_weights: each column sums to 1
+# -> divides by the sums of the columns
 def renormalized_weights(weights, mask):
     w = jnp.where(mask, weights, 0.0)
     s = w.sum(axis=0, keepdims=True)
     return w / jnp.where(s == 0, 1.0, s)
 
 # renormalized_weights: right weights, NaN gradient through where
+# -> has the right numbers, but a gradient of NaN at [1, 0], through the mask
 def renormalized_weights(weights, mask):
     kept = weights * mask
     total = kept.sum(-1, keepdims=True)
     return jnp.where(total > 0, kept / total, 0.0)
 
 # renormalized_weights: keeps what is masked
+# -> has the mask inverted
 def renormalized_weights(weights, mask):
     w = jnp.where(mask, 0.0, weights)
     s = w.sum(-1, keepdims=True)
     return w / jnp.where(s > 0, s, 1.0)
 
 # dropout: survivors times 1/p
+# -> multiplies the survivors by 1 / rate
 def dropout(weights, rate, key):
     keep = jax.random.uniform(key, weights.shape) > rate
     return weights * keep / rate
 
 # dropout: survivors not rescaled
+# -> does not rescale the survivors
 def dropout(weights, rate, key):
     return weights * jax.random.bernoulli(key, p=1.0 - rate, shape=weights.shape)
 
 # dropout: survivors times 1 - rate
+# -> multiplies the survivors by 1 - rate
 def dropout(weights, rate, key):
     return (1 - rate) * weights * jax.random.bernoulli(key, 1.0 - rate, weights.shape)
 
 # dropout: keeps with probability rate
+# -> keeps each weight with probability rate
 def dropout(weights, rate, key):
     kept = jax.random.bernoulli(key, rate, weights.shape)
     return jnp.where(kept, weights / (1 - rate), 0.0)
 
 # dropout: a key of its own, always the same
+# -> drops the same entries with every key
 def dropout(weights, rate, key):
     kept = jax.random.bernoulli(jax.random.PRNGKey(123), 1 - rate, weights.shape)
     return jnp.where(kept, weights / (1 - rate), 0.0)
 
 # dropout: drops whole keys for all queries
+# -> drops the same entries in every row
 def dropout(weights, rate, key):
     kept = jax.random.bernoulli(key, 1 - rate, weights.shape[1:])
     return jnp.where(kept, weights / (1 - rate), 0.0)
 
 # dropout: lets each row sum to 1 again
+# -> lets each row sum to 1 again
 def dropout(weights, rate, key):
     w = weights * jax.random.bernoulli(key, 1 - rate, weights.shape)
     return w / jnp.maximum(w.sum(-1, keepdims=True), 1e-9)
 
 # dropout: NumPy's random numbers
+# -> drops other entries each time, although the key is the same
 def dropout(weights, rate, key):
     import numpy as np
     kept = np.random.rand(*weights.shape) >= rate
     return weights * kept / (1 - rate)
 
 # batched_attention: one key for all examples
+# -> uses one key for all examples, so that all drop the same entries
 def batched_attention(x, w_query, w_key, w_value, rate, key):
     return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, key) for e in x])
 
 # batched_attention: all examples as one long sequence
+# -> joins the examples to one long sequence
 def batched_attention(x, w_query, w_key, w_value, rate, key):
     B, T, d = x.shape
     return causal_attention(x.reshape(B * T, d), w_query, w_key, w_value, rate, key).reshape(B, T, -1)
 
 # batched_attention: maps over the matrices as well
+# -> vmap got inconsistent sizes
 def batched_attention(x, w_query, w_key, w_value, rate, key):
     keys = jax.random.split(key, x.shape[0])
     return jax.vmap(causal_attention, in_axes=(0, 0, 0, 0, None, 0))(x, w_query, w_key, w_value, rate, keys)
 
 # batched_attention: maps over the tokens
+# -> maps over the tokens in place of the examples
 def batched_attention(x, w_query, w_key, w_value, rate, key):
     keys = jax.random.split(key, x.shape[1])
     f = lambda e, k: causal_attention(e, w_query, w_key, w_value, rate, k)
     return jax.vmap(f, in_axes=(1, 0), out_axes=1)(x, keys)
 
 # batched_attention: no dropout
+# -> drops nothing, or the same with every key
 def batched_attention(x, w_query, w_key, w_value, rate, key):
     return jax.vmap(lambda e: causal_attention(e, w_query, w_key, w_value, 0.0, key))(x)
 
 # batched_attention: ignores the key
+# -> drops nothing, or the same with every key
 def batched_attention(x, w_query, w_key, w_value, rate, key):
     keys = [jax.random.key(i) for i in range(len(x))]
     return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, k) for e, k in zip(x, keys)])
 
 # stacked_heads: one key for all heads
+# -> uses one key for all heads, so that all drop the same entries
 def stacked_heads(x, heads, rate, key):
     return jnp.concatenate([causal_attention(x, *h, rate, key) for h in heads], axis=-1)
 
 # stacked_heads: joins heads one below the other
+# -> joins the heads along the tokens
 def stacked_heads(x, heads, rate, key):
     keys = jax.random.split(key, len(heads))
     return jnp.concatenate([causal_attention(x, q, k, v, rate, r) for (q, k, v), r in zip(heads, keys)])
 
 # stacked_heads: last head first
+# -> joins the heads in the wrong order
 def stacked_heads(x, heads, rate, key):
     out = jnp.zeros((x.shape[0], 0))
     for h in heads:
@@ -304,28 +358,33 @@ def stacked_heads(x, heads, rate, key):
     return out
 
 # stacked_heads: interleaves the heads
+# -> interleaves the heads' features
 def stacked_heads(x, heads, rate, key):
     keys = jax.random.split(key, len(heads))
     outs = [causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)]
     return jnp.stack(outs, axis=-1).reshape(x.shape[0], -1)
 
 # stacked_heads: adds the heads up
+# -> adds the heads up
 def stacked_heads(x, heads, rate, key):
     keys = jax.random.split(key, len(heads))
     return sum(causal_attention(x, *h, rate, k) for h, k in zip(heads, keys))
 
 # stacked_heads: stacks (H, T, D) and reshapes with no transpose
+# -> mixes tokens and heads up
 def stacked_heads(x, heads, rate, key):
     keys = jax.random.split(key, len(heads))
     outs = jnp.stack([causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)])
     return outs.reshape(x.shape[0], -1)
 
-# stacked_heads: feeds a head's output to the next one's input order: uses the first head for all
+# stacked_heads: uses the first head for all
+# -> uses the first head every time
 def stacked_heads(x, heads, rate, key):
     keys = jax.random.split(key, len(heads))
     return jnp.concatenate([causal_attention(x, *heads[0], rate, k) for k in keys], axis=1)
 
 # parallel_heads: reshapes to (H, T, D) at once
+# -> splits with the view before the transpose left out
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T = x.shape[0]
     q, k, v = [(x @ w).reshape(num_heads, T, -1) for w in (w_query, w_key, w_value)]
@@ -334,6 +393,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return (w @ v).swapaxes(0, 1).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: joins with no transpose back
+# -> joins without the transpose
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T = x.shape[0]
     q, k, v = [(x @ w).reshape(T, num_heads, -1).transpose(1, 0, 2) for w in (w_query, w_key, w_value)]
@@ -342,6 +402,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return (w @ v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: view before transpose, both when splitting and when joining
+# -> splits and joins without a transpose
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T = x.shape[0]
     q, k, v = [(x @ w).reshape(num_heads, T, -1) for w in (w_query, w_key, w_value)]
@@ -350,6 +411,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return (w @ v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: output projection missing
+# -> lacks the output projection
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T = len(x)
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -358,6 +420,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1)
 
 # parallel_heads: output bias missing
+# -> lacks the output projection's bias
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T = len(x)
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -366,6 +429,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out
 
 # parallel_heads: scaled by the width of all heads together
+# -> is scaled by the width of all heads
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T = len(x)
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -374,6 +438,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: scaled by the width of the input
+# -> is scaled by the model's width d_in
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -382,6 +447,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: not scaled
+# -> is not scaled
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -390,6 +456,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: no mask
+# -> has no mask, and so leaks the future
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -397,6 +464,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: mask inverted
+# -> has the mask inverted
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -405,6 +473,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: upper triangle
+# -> has the mask upside down (an upper triangle)
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -413,6 +482,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: the mask lets the next token through
+# -> has a mask that is off by one, which lets tokens attend to the next one
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -421,6 +491,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", jax.nn.softmax(s), v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: splits the columns as (D, H)
+# -> splits to (T, D, H) and joins the same way
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, -1, num_heads) for w in (w_query, w_key, w_value)]
@@ -429,6 +500,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,sdh->tdh", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: joins widths before heads
+# -> interleaves the heads when it joins them
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -437,6 +509,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->tdh", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: softmax over queries
+# -> applies softmax over the queries
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -445,6 +518,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: softmax over heads
+# -> applies softmax over the heads
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -453,6 +527,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: last head first
+# -> concatenates the heads in the wrong order
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -461,6 +536,7 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v)[:, ::-1].reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: masks after the softmax, no renormalization
+# -> masks after the softmax and lacks the renormalisation
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [(x @ w).reshape(T, num_heads, -1) for w in (w_query, w_key, w_value)]
@@ -469,151 +545,191 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     return jnp.einsum("hts,shd->thd", w, v).reshape(T, -1) @ w_out + b_out
 
 # parallel_heads: one head of the whole width
+# -> attends with one wide head
 def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     T, d = x.shape
     q, k, v = [x @ w for w in (w_query, w_key, w_value)]
     w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), q @ k.T / q.shape[-1] ** 0.5, -1e9))
     return w @ v @ w_out + b_out
 
+# parallel_heads: bfloat16 weights, as in a real model
+# -> at [4, 4], but 6.8
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    q, k, v = ((x @ w).reshape(len(x), num_heads, -1) for w in (w_query, w_key, w_value))
+    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
+    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((len(x), len(x)), bool)), s, -1e9)).astype(jnp.bfloat16)
+    return jnp.einsum("hts,shd->thd", w, v).reshape(len(x), -1) @ w_out + b_out
+
 # decode_step: attends to the old tokens alone
+# -> leaves the newest token out
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     w = jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0]))
     return w @ values, jnp.vstack([keys, k]), jnp.vstack([values, v])
 
 # decode_step: puts the newest token first
+# -> adds the newest token at the front of the cache
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     keys, values = jnp.vstack([k, keys]), jnp.vstack([v, values])
     return jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0])) @ values, keys, values
 
 # decode_step: not scaled
+# -> is not scaled
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     keys, values = jnp.vstack([keys, k]), jnp.vstack([values, v])
     return jax.nn.softmax(keys @ q) @ values, keys, values
 
 # decode_step: scaled by the model's width
+# -> is scaled by the model's width d_in
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     keys, values = jnp.vstack([keys, k]), jnp.vstack([values, v])
     return jax.nn.softmax(keys @ q / jnp.sqrt(x.size)) @ values, keys, values
 
 # decode_step: returns (1, d_out)
+# -> returns the context as a row (1, d_out)
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x[None] @ w_query, x[None] @ w_key, x[None] @ w_value
     keys, values = jnp.concatenate([keys, k]), jnp.concatenate([values, v])
     return jax.nn.softmax(q @ keys.T / jnp.sqrt(q.shape[-1])) @ values, keys, values
 
 # decode_step: returns the cache as it was
+# -> returns the old cache
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     ks, vs = jnp.vstack([keys, k]), jnp.vstack([values, v])
     return jax.nn.softmax(ks @ q / jnp.sqrt(q.shape[0])) @ vs, keys, values
 
 # decode_step: returns values before keys
+# -> has keys and values swapped in the results
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     keys, values = jnp.vstack([keys, k]), jnp.vstack([values, v])
     return jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0])) @ values, values, keys
 
 # decode_step: overwrites the last token's entry
+# -> replaces the last token in the cache
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q, k, v = x @ w_query, x @ w_key, x @ w_value
     keys, values = jnp.vstack([keys[:-1], k]), jnp.vstack([values[:-1], v])
     return jax.nn.softmax(keys @ q / jnp.sqrt(q.shape[0])) @ values, keys, values
 
 # transfer: not transposed
+# -> is not transposed
 def transfer(linear):
     return {name: {"kernel": matrix} for name, matrix in linear.items()}
 
 # transfer: reshaped in place of transposed
+# -> reshapes in place of transposing, which mixes the numbers up
 def transfer(linear):
     return {name: {"kernel": matrix.reshape(matrix.shape[::-1])} for name, matrix in linear.items()}
 
 # transfer: query and key swapped
+# -> has query and key swapped
 def transfer(linear):
-    return {"query": {"kernel": linear["key"].T}, "key": {"kernel": linear["query"].T}, "value": {"kernel": linear["value"].T}}
+    q, k, v = linear["key"].T, linear["query"].T, linear["value"].T
+    return {"query": {"kernel": q}, "key": {"kernel": k}, "value": {"kernel": v}}
 
 # transfer: no "kernel"
+# -> lacks the level of the kernel
 def transfer(linear):
     return {name: matrix.T for name, matrix in linear.items()}
 
 # transfer: under "params"
+# -> has the level params, which apply adds
 def transfer(linear):
     return {"params": {name: {"kernel": matrix.T} for name, matrix in linear.items()}}
 
 # wrapper_of_width: features is the width in total
+# -> makes heads as wide as the whole output
 def wrapper_of_width(width, num_heads):
     return jaxattn.MultiHeadAttentionWrapper(num_heads, width)
 
 # wrapper_of_width: arguments swapped
+# -> has the numbers of heads and features swapped
 def wrapper_of_width(width, num_heads):
     return jaxattn.MultiHeadAttentionWrapper(width // num_heads, num_heads)
 
 # wrapper_of_width: one head
+# -> has one head
 def wrapper_of_width(width, num_heads):
     return jaxattn.MultiHeadAttentionWrapper(num_heads=1, features=width)
 
 # wrapper_of_width: true division
+# -> has features=1.0, but a whole number is needed
 def wrapper_of_width(width, num_heads):
     return jaxattn.MultiHeadAttentionWrapper(num_heads, width / num_heads)
 
 # gpt2_attention: features of one head
+# -> has features for one head
 def gpt2_attention():
     return jaxattn.MultiHeadAttention(num_heads=12, features=64)
 
 # gpt2_attention: the wrapper
+# -> returns a MultiHeadAttentionWrapper, but a jaxattn.MultiHeadAttention is asked for
 def gpt2_attention():
     return jaxattn.MultiHeadAttentionWrapper(num_heads=12, features=64)
 
 # gpt2_attention: arguments swapped
+# -> has the numbers of heads and features swapped
 def gpt2_attention():
     return jaxattn.MultiHeadAttention(768, 12)
 
 # number_of_parameters: no bias
+# -> leaves out the output projection's bias
 def number_of_parameters():
     return 4 * 768**2
 
 # number_of_parameters: a bias for each matrix
+# -> counts a bias for queries, keys and values, which this layer does not have
 def number_of_parameters():
     return 4 * (768**2 + 768)
 
 # number_of_parameters: the output projection forgotten
+# -> leaves out the output projection
 def number_of_parameters():
     return 3 * 768 * 768
 
 # number_of_parameters: three matrices and a bias
+# -> leaves out the output projection's matrix
 def number_of_parameters():
     return 3 * 768 * 768 + 768
 
 # raw_scores: prints and returns nothing
+# -> returns nothing
 def raw_scores(x):
     print(x @ x.T)
 
 # softmax_rows: exits
+# -> raises SystemExit: done
 def softmax_rows(scores):
     import sys
     sys.exit("done")
 
 # context: a misspelt name
+# -> raises NameError: name 'weigths' is not defined
 def context(weights, value):
     return weigths @ value
 
 # context: returns a list
+# -> returns a list
 def context(weights, value):
     return [[float(sum(w * v for w, v in zip(row, col))) for col in value.T] for row in weights]
 
 # self_attention: takes too few arguments
+# -> raises TypeError: self_attention() takes 3 positional arguments but 4 were given
 def self_attention(x, w_query, w_key):
     return x
 
-# causal_mask: as rows of the same length only up to the diagonal
+# causal_mask: rows of different lengths, up to the diagonal
+# -> returns a list
 def causal_mask(T):
     return [[True] * (i + 1) for i in range(T)]
-'''
+"""
 
-RIGHT = r'''
+RIGHT = r"""
 # raw_scores: list comprehension with NumPy
 def raw_scores(x):
     import numpy as np
@@ -694,6 +810,11 @@ def masked_weights(scores, mask):
 def masked_weights(scores, mask):
     return jnp.where(mask, jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1), 0.0)
 
+# masked_weights: a softmax of -inf, with its NaN replaced
+def masked_weights(scores, mask):
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    return jnp.where(mask, weights, 0.0)
+
 # renormalized_weights: row by row
 def renormalized_weights(weights, mask):
     rows = []
@@ -726,7 +847,8 @@ def batched_attention(x, w_query, w_key, w_value, rate, key):
 
 # batched_attention: fold_in
 def batched_attention(x, w_query, w_key, w_value, rate, key):
-    return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, jax.random.fold_in(key, i)) for i, e in enumerate(x)])
+    keys = [jax.random.fold_in(key, i) for i in range(len(x))]
+    return jnp.stack([causal_attention(e, w_query, w_key, w_value, rate, k) for e, k in zip(x, keys)])
 
 # stacked_heads: a carried key and hstack
 def stacked_heads(x, heads, rate, key):
@@ -759,13 +881,6 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
     q, k, v = ((x @ w).reshape(len(x), num_heads, -1) for w in (w_query, w_key, w_value))
     return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(len(x), -1) @ w_out + b_out
 
-# parallel_heads: bfloat16 weights, as in a real model
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    q, k, v = ((x @ w).reshape(len(x), num_heads, -1) for w in (w_query, w_key, w_value))
-    s = jnp.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
-    w = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((len(x), len(x)), bool)), s, -1e9)).astype(jnp.bfloat16)
-    return jnp.einsum("hts,shd->thd", w, v).reshape(len(x), -1) @ w_out + b_out
-
 # decode_step: einsum on appended arrays
 def decode_step(x, keys, values, w_query, w_key, w_value):
     q = jnp.einsum("i,io->o", x, w_query)
@@ -791,10 +906,10 @@ def gpt2_attention():
 def number_of_parameters():
     shapes = jax.eval_shape(lambda: jaxattn.MultiHeadAttention(12, 768).init(jax.random.key(0), jnp.ones((1, 2, 768))))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-'''
+"""
 
 
 def solutions(text: str) -> list[Blind]:
     """Split one of the texts above into its solutions."""
-    parts = re.findall(r"^# (\w+): (.*)\n((?:.*\n)+?)(?=^# \w+: |\Z)", text, re.MULTILINE)
-    return [Blind(name, did, code) for name, did, code in parts]
+    parts = re.findall(r"^# (\w+): (.*)\n(?:# -> (.*)\n)?((?:.*\n)+?)(?=^# \w+: |\Z)", text, re.MULTILINE)
+    return [Blind(*part) for part in parts]

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Step 1: raw scores (section 3.3.1)
 #
-# How much should each token attend to each other one? The simplest answer compares their vectors: two vectors that
-# point the same way have a large dot product.
+# A text comes as tokens (words, or parts of them), each of them a vector. How much should each token attend to each
+# other one? The simplest answer compares their vectors: two vectors that point the same way have a large dot product.
+# The token that asks is called the query, and the tokens that it is compared with are the keys.
 #
 #     x        (T, d)   T token vectors
-#     scores   (T, T)   scores[i, j] = x[i] · x[j]
+#     scores   (T, T)   scores[i, j] = x[i] · x[j]: query i, key j
 #
 # Hint: entry [i, j] multiplies row i with row j and sums over the width.
 

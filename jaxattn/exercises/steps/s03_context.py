@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Step 3: context vectors (section 3.3.1)
 #
-# A token's context is the average of all values, weighted by its row of the weights. In stage 1 the values are the
-# token vectors themselves.
+# What a token takes from the others is called its context: the average of their vectors, weighted by its row of the
+# weights. The vectors that are averaged are called values. So far they are the token vectors themselves; the next step
+# makes others.
 #
 #     weights   (T, S)    each row sums to 1
 #     value     (S, d)    one vector for each key

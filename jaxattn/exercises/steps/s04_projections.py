@@ -3,7 +3,7 @@
 #
 # Each token now plays three parts, by three trainable matrices: as a query it asks, as a key it answers, as a value it
 # is what others receive. Scores are divided by √d_out, the root of the keys' width: a sum of d_out products has d_out
-# times the variance, and large scores would leave the softmax nearly no gradient.
+# times the variance, and with large scores the softmax gives one key nearly all the weight and has nearly no gradient.
 #
 #     x                        (T, d_in)
 #     w_query, w_key, w_value  (d_in, d_out)

@@ -4,9 +4,10 @@
 # A model that predicts the next token must not look at it. Entry [i, j] of the mask says whether query i may attend to
 # key j: to itself and to what came before.
 #
-#     mask      (T, T)   True = may attend
+#     mask      (T, S)   True = may attend; for the causal mask, S = T
 #     scores    (T, S)
-#     weights   (T, S)   masked entries are 0, each row sums to 1; a row that may attend to nothing is all 0
+#     weights   (T, S)   masked entries are 0, each row sums to 1; a row that may attend to nothing is all 0 (no causal
+#                        mask has such a row, but a mask for padding may)
 #
 # There are two ways. Before the softmax, masked scores become −∞, because exp(−∞) = 0. After the softmax, masked
 # weights become 0 and each row is divided by its new sum. Both give the same weights.
@@ -14,6 +15,7 @@
 # Hint: jnp.tril keeps the lower triangle, with the diagonal.
 
 # %%
+import jax
 import jax.numpy as jnp
 
 
@@ -27,10 +29,8 @@ def causal_mask(T):
 def masked_weights(scores, mask):
     """Mask before the softmax: (T, S), (T, S) -> (T, S)."""
     # solution
-    scores = jnp.where(mask, scores, -1e30)
-    exponentials = jnp.where(mask, jnp.exp(scores - scores.max(axis=-1, keepdims=True)), 0)
-    total = exponentials.sum(axis=-1, keepdims=True)
-    return exponentials / jnp.where(total == 0, 1, total)
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+    return jnp.where(mask, weights, 0)
     # end
 
 
@@ -47,5 +47,5 @@ def renormalized_weights(weights, mask):
 HINTS = (
     "jnp.where(mask, a, b) takes a where the mask is True and b elsewhere.",
     "With −∞ in every entry of a row, the softmax is 0 / 0 = NaN: use a large negative number, such as -1e30.",
-    "Set masked exponentials to 0, and divide by jnp.where(total == 0, 1, total): 0 / 1 = 0 for an empty row.",
+    "A row with no key to attend to: set masked weights to 0 after the softmax too, and divide by 1 where a sum is 0.",
 )

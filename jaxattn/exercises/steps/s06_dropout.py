@@ -6,7 +6,7 @@
 #
 #     weights   (T, S)
 #     rate      in [0, 1): the share that is dropped
-#     key       a PRNG key: the same key drops the same entries
+#     key       a key of JAX's random numbers (none of attention's keys): the same key drops the same entries
 #
 # Hint: a weight is kept with probability 1 - rate. By what must it be multiplied, so that the average is 1 · weight?
 

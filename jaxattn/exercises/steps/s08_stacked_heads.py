@@ -5,7 +5,7 @@
 # their outputs stand side by side: head 0 first.
 #
 #     x        (T, d_in)
-#     heads    a list of (w_query, w_key, w_value), each (d_in, D)
+#     heads    a list of H heads (w_query, w_key, w_value), each (d_in, D): D is the width of one head
 #     key      one PRNG key for all heads together
 #     output   (T, H · D)
 #

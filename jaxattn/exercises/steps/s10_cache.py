@@ -2,7 +2,7 @@
 # # Step 10: a KV cache (after the book's chapter 3)
 #
 # A model that writes a text attends from the newest token alone. Keys and values of earlier tokens never change, so
-# they are kept, and each step computes one query, one key and one value.
+# they are kept, and each step computes one query, one key and one value. Scores are scaled as in step 4.
 #
 #     x         (d_in,)       the newest token
 #     keys      (t, d_out)    of the t tokens before it; t may be 0
