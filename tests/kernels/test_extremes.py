@@ -87,6 +87,11 @@ def test_scales_below_zero_and_of_zero(attend, scale):
         assert np.abs(a - b).max() < 4e-6 * max(1, abs(scale)) * max(1, np.abs(b).max())
 
 
+def test_a_scale_that_is_not_a_number_gives_none(attend):
+    query, key, value = draw(0, *[(1, 70, 2, 4)] * 3)
+    assert jnp.isnan(attend(query, key, value, scale=float("nan"))).all()
+
+
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4, 1e30])
 def test_the_logsumexps_of_two_sets_of_keys_join_to_that_of_both(size):
     one = checked_call(*[jnp.ones((1, 1, 4))] * 3, scale=0.5)
