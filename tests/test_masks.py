@@ -220,6 +220,8 @@ def test_the_batch_of_a_mask_is_never_taken_for_heads(kind):
         attend(mask & array)
     with pytest.raises(ValueError, match=r"array\[:, None\].*array\[None\]"):
         attention_weights(scores, (mask | array).with_heads())
+    alike = mask.array(3, 3)[:, None] & array[:1, None]  # an axis of 1 is the same for all, whatever it is
+    np.testing.assert_allclose(attend(mask & array[:1]), attend(alike), atol=1e-6)
     np.testing.assert_allclose(attend(mask & array[:, None]), attend((mask & array).array(3, 3)[:, None]), atol=1e-6)
     np.testing.assert_allclose(attend(mask & array[None]), attend(mask.array(3, 3)[:, None] & array[None]), atol=1e-6)
 

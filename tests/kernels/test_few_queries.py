@@ -1,5 +1,7 @@
 """One token, or a few, against a long cache."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,22 @@ def test_keys_behind_the_filled_part_of_a_cache_are_not_read(mask):
     for implementation in ("blockwise", None):
         came = dot_product_attention(query, key, value, mask, implementation=implementation)
         chex.assert_trees_all_close(came, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("S", [1030, 1038])
+def test_a_last_block_may_begin_before_the_one_in_front_of_it_ends(monkeypatch, S):
+    monkeypatch.setattr(few_queries, "BLOCK_CPU", 2**20)  # so that 1024 keys are one block
+    query, key, value = draw_heads(0, (1,), T=1, S=S)
+    chex.assert_trees_all_close(blockwise(query, key, value), dense(query, key, value), atol=1e-6)
+
+
+def test_examples_are_computed_one_by_one_on_one_cpu_and_all_at_once_elsewhere(monkeypatch):
+    query, key, value = draw_heads(0, (3, 2), T=1, S=300)
+    call = checked_call(query, key, value)
+    steps = lambda platform: few_queries._choose_blocks(dataclasses.replace(call, platform=platform)).steps  # noqa: E731
+    assert (steps("cpu"), steps("tpu"), steps("cuda")) == (6, 1, 1)
+    monkeypatch.setattr(few_queries, "on_one_device", lambda platform: False)
+    assert steps("cpu") == 1
 
 
 def test_a_long_cache_is_read_once_and_not_copied():
