@@ -81,16 +81,16 @@ def test_masked_blocks_are_skipped_inside_the_range_of_keys_too(mask, most):
         masks.SlidingWindow(3, -40),
         masks.Causal(-70),
         masks.SlidingWindow(40) | masks.SlidingWindow(5, 50),
-        masks.SlidingWindow(50, 7) & masks.Segments(jnp.arange(160) // 60, jnp.arange(192) // 60),
+        masks.SlidingWindow(50, 7) & masks.Segments(jnp.arange(480) // 160, jnp.arange(512) // 160),
         masks.Lengths(jnp.array(65)),
         None,
     ],
 )
 def test_each_unmasked_entry_lies_in_one_planned_block_and_no_planned_block_is_empty(monkeypatch, mask):
     monkeypatch.setattr(blocks, "SIDE", 32)
-    query, key = jnp.zeros((1, 160, 1, 8)), jnp.zeros((1, 192, 1, 8))
+    query, key = jnp.zeros((1, 480, 1, 8)), jnp.zeros((1, 512, 1, 8))
     call = checked_call(query, key, key, mask)
-    allowed = np.ones((160, 192), bool) if mask is None else np.asarray(mask.array(160, 192))
+    allowed = np.ones((480, 512), bool) if mask is None else np.asarray(mask.array(480, 512))
     for outer_is_query, rows in ((True, allowed), (False, allowed.T)):
         chosen = blocks.choose_blocks(call, *rows.shape)
         planned = plan.plan_blocks(call, chosen, outer_is_query)
