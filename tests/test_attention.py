@@ -91,7 +91,8 @@ def test_entries_drop_at_the_rate_and_independently_of_all_others(rate):
     B, H, T, S = 3, 4, 128, 96
     query, keys = jnp.zeros((B, T, H, 1)), jnp.zeros((B, S, 2, 1))
     identity = jnp.broadcast_to(jnp.eye(S)[:, None], (B, S, 2, S))
-    kept = dot_product_attention(query, keys, identity, dropout_rate=rate, dropout_key=jax.random.key(7))
+    options = {"dropout_rate": rate, "dropout_key": jax.random.key(7), "implementation": "dense"}
+    kept = dot_product_attention(query, keys, identity, **options)
     kept = np.swapaxes(kept, 1, 2) * S  # (B, H, T, S): weights of 1 / S before dropout
     np.testing.assert_allclose(np.unique(kept.round(4)), [0, 1 / (1 - rate)], atol=1e-4)
     dropped, deviation = (kept == 0).astype(float), (rate * (1 - rate)) ** 0.5
