@@ -1,5 +1,41 @@
-"""What a section of the page consists of."""
+"""What a section of the page consists of: named arrays, and the equations that lead from one to the next.
 
+A section is a function of a story in `sections/` that returns a `Section`. It computes all its arrays by the library,
+and states for each result by which rule it follows from which operands:
+
+    numbers = {
+        "inputs": constant(x, "token", "feature", symbol="X", note="the vectors that the book gives to its words"),
+        "W query": constant(kernel, "input", "feature", symbol="W_q", note="trained, or here: given by the book"),
+        "queries": constant(steps["queries"], "token", "feature", symbol="Q"),
+    }
+    Equation("Queries", "Each token's vector times W_q.", "einsum", ["inputs", "W query"], "queries", "rk,kc->rc")
+
+The page draws the equation as [X] · [W_q] = [Q], and writes out the arithmetic of every entry by the rule, with the
+arrays' numbers as operands. An array that no equation results in is given; its `note` says where it comes from. Entries
+can be followed from results to operands to what is given. Arrays are matrices, `(rows, columns)`; those with an axis
+"head" in front show the head that the switch named "head" chooses.
+
+Rules, each the same in `rules.py`, where the tests evaluate it, and in `rules.js`, which writes it out:
+
+    einsum        products of entries, summed over the letters that the result lacks. `spec` is that of `einsum`:
+                  "rk,kc->rc" is A · B, "rk,ck->rc" is A · Bᵀ, and with heads "hrk,hck->hrc". A last term with a plus is
+                  added: "rk,kc,+1c->rc" adds a bias `(1, columns)`
+    product       entries of equal places multiplied; an operand of shape (1, 1) belongs to every place
+    sum           entries of equal places added, likewise
+    scale         operands: scores, width `(1, 1)`, and perhaps temperature `(1, 1)`: score / √width / temperature
+    mask          operands: scores, mask: −∞ where masked
+    softmax       exp(entry) / sum of exp over the row
+    zero          operands: weights, mask: 0 where masked
+    normalize     entry / sum of the row
+    row_sum       the sum of the row, a matrix with one column
+    dropout       operands: weights, draws, rate `(1, 1)`: 0 where the draw is at or above 1 - rate, otherwise weight / (1 - rate)
+    join          heads side by side: `(H, T, D)` -> `(T, H * D)`
+    split         the other way: `(T, H * D)` -> `(H, T, D)`
+    additive      operands: queries `(T, n)`, keys `(S, n)`, v `(1, n)`: the sum of v · tanh(query + key)
+    rotate        operands: vectors `(T, d)`, angles `(T, d / 2)`: pairs (i, i + d / 2) turned by their angle
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +47,7 @@ class Switch(NamedTuple):
     """A choice that the reader makes.
 
     Args:
-        name: what the script calls it.
+        name: what the script calls it; "head" and "layer" also have small pictures of all heads.
         label: what the page shows.
         options: pairs of a value and its label.
         initial: the value at first.
@@ -27,44 +63,63 @@ class Numbers(NamedTuple):
     """One array for each setting of some switches.
 
     Args:
-        axes: names of the arrays' axes.
+        axes: names of the arrays' axes. "query", "token" and "key" are labelled by the section's tokens.
         switches: names of the switches.
         values: the arrays, by `setting(...)` of the switches.
+        symbol: its letter in equations; what follows an underscore is set lower.
+        kind: how entries are coloured: "weights", "scores" or "values", or "plain" for no colours.
+        note: where a given array comes from.
     """
 
     axes: tuple[str, ...]
     switches: tuple[str, ...]
     values: dict[str, np.ndarray]
+    symbol: str = ""
+    kind: str = "values"
+    note: str = ""
 
 
-class Figure(NamedTuple):
-    """A table of an array with two axes, or of an array with three axes a table for each entry of the first.
-
-    Args:
-        title: stands above.
-        array: the array's name.
-        kind: how entries are coloured: "weights", "scores" or "values", or "plain" for no colours.
-        mask: name of a mask; masked entries are hatched.
-    """
-
-    title: str
-    array: str
-    kind: str
-    mask: str | None = None
-
-
-class Step(NamedTuple):
-    """One step of the computation for the chosen query: its row of the array, or its table where there are three axes.
+class Equation(NamedTuple):
+    """One step of the computation.
 
     Args:
-        name: the button's label.
-        text: what happens in the step.
-        array: name of the result.
+        name: a word or two for the button that opens it.
+        text: what the step does, in a sentence or two.
+        rule: how an entry of the result follows from the operands; the module's docstring lists all.
+        operands: names of arrays.
+        result: name of the array.
+        spec: the letters of "einsum".
+        when: values of switches for which the step is taken; for others the page leaves it out.
     """
 
     name: str
     text: str
-    array: str
+    rule: str
+    operands: list[str]
+    result: str
+    spec: str = ""
+    when: Mapping[str, Sequence[str]] = {}
+
+
+class Cell(NamedTuple):
+    """A number of a `Table`, as text, and its arithmetic or where it comes from."""
+
+    text: str
+    origin: str = ""
+
+
+class Table(NamedTuple):
+    """A table that does not change: words and numbers.
+
+    Args:
+        title: stands above.
+        columns: headers, the first that of the rows.
+        rows: for each row its header and its cells.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
 
 
 class Section(NamedTuple):
@@ -73,26 +128,34 @@ class Section(NamedTuple):
     Args:
         id: its anchor.
         title: its heading.
+        tokens: the words whose attention is shown.
+        query: the token that is chosen at first.
         paragraphs: the explanation.
-        switches: the reader's choices.
         numbers: arrays by name, for each setting of the switches.
-        arcs: name of the weights that the arcs show.
-        steps: the computation, step by step.
-        figures: the tables.
-        code: the lines of Flax that compute the section.
-        labels: names of the entries of an axis, where they are more than numbers.
+        equations: the computation, step by step; a section without any shows its arcs alone.
+        code: the lines of Python that compute the section.
+        arcs: name of the weights that the arcs show; "" for none.
+        switches: the reader's choices.
+        labels: names of the entries of other axes, where they are more than numbers.
+        tables: further tables.
+        closing: paragraphs below the figures.
+        opened: number of the equation that is open at first.
     """
 
     id: str
     title: str
+    tokens: list[str]
+    query: int
     paragraphs: list[str]
-    switches: list[Switch]
     numbers: dict[str, Numbers]
-    arcs: str
-    steps: list[Step]
-    figures: list[Figure]
-    code: str
-    labels: dict[str, list[str]]
+    equations: list[Equation]
+    code: str = ""
+    arcs: str = ""
+    switches: Sequence[Switch] = ()
+    labels: Mapping[str, list[str]] = {}
+    tables: Sequence[Table] = ()
+    closing: Sequence[str] = ()
+    opened: int = 0
 
 
 def setting(**switches: Any) -> str:
@@ -106,14 +169,19 @@ def setting(**switches: Any) -> str:
     return "&".join(f"{name}={value}" for name, value in switches.items())
 
 
-def constant(array: Any, *axes: str) -> Numbers:
-    """Wrap an array that depends on no switch."""
-    return Numbers(axes, (), {"": np.asarray(array)})
+def constant(array: Any, *axes: str, **shown: str) -> Numbers:
+    """Wrap an array that depends on no switch; `shown` are symbol, kind and note."""
+    return Numbers(axes, (), {"": np.asarray(array)}, **shown)
 
 
-def by_switch(switch: str, arrays: dict[Any, Any], *axes: str) -> Numbers:
+def single(number: float, **shown: str) -> Numbers:
+    """Wrap one number as a matrix `(1, 1)`."""
+    return constant(np.full((1, 1), number, np.float32), "", "", **({"kind": "plain"} | shown))
+
+
+def by_switch(switch: str, arrays: Mapping[Any, Any], *axes: str, **shown: str) -> Numbers:
     """Wrap one array for each value of one switch."""
-    return Numbers(axes, (switch,), {setting(**{switch: value}): np.asarray(a) for value, a in arrays.items()})
+    return Numbers(axes, (switch,), {setting(**{switch: value}): np.asarray(a) for value, a in arrays.items()}, **shown)
 
 
 def token_labels(story: Story) -> dict[str, list[str]]:

@@ -58,6 +58,16 @@ class Story(NamedTuple):
     best_head: tuple[int, int] = (0, 0)
     summary: str = ""
 
+    @property
+    def input_note(self) -> str:
+        """Where the token vectors come from."""
+        return "given by the book, as the vector of its word" if self.from_book else "drawn at random for its word"
+
+    @property
+    def parameter_note(self) -> str:
+        """Where the parameters come from."""
+        return "a parameter; here it is the book's" if self.from_book else "a parameter; here it is drawn at random"
+
 
 def book_story() -> Story:
     """Return the sentence, vectors and parameters of the book's chapter 3.

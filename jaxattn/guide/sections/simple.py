@@ -1,33 +1,54 @@
 """Section 1: self-attention without trainable weights."""
 
 from jaxattn.functional import context_vectors
-from jaxattn.guide.section import Figure, Numbers, Section, Step, Switch, by_switch, constant, token_labels
+from jaxattn.guide.section import Equation, Numbers, Section, Switch, by_switch, constant
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import trace
 from jaxattn.stages import SimpleSelfAttention
 
 PARAGRAPHS = [
-    "Each token compares itself with every token, itself included: the dot product of their two vectors is the score. "
-    "Softmax turns a token's scores into weights, positive numbers that sum to 1. The token's context vector is the "
-    "average of all vectors, weighted by these weights.",
+    "Each word stands for a vector. Each word compares itself with every word, itself included: the dot product of "
+    "their two vectors is the score. Softmax turns a word's scores into weights, positive numbers that sum to 1. The "
+    "word's context vector is the average of all vectors, weighted by these weights.",
     "Dividing the scores by their sum also makes them sum to 1, but only softmax keeps the weights positive when some "
     "scores are negative, and it favours the largest score.",
 ]
 SWITCHES = [
     Switch("way", "From scores to weights", [("softmax", "softmax"), ("divide", "divide by the sum")], "softmax")
 ]
-STEPS = [
-    Step("products", "each key's vector times the query's, element by element", "products"),
-    Step("score", "the sum of the products: one score for each key", "scores"),
-    Step("weights", "the scores, normalized to sum to 1", "weights"),
-    Step("weighted vectors", "each key's vector times its weight", "weighted vectors"),
-    Step("context", "their sum: the context vector", "context"),
-]
-FIGURES = [
-    Figure("Input vectors", "inputs", "values"),
-    Figure("Scores", "scores", "scores"),
-    Figure("Weights", "weights", "weights"),
-    Figure("Context vectors", "context", "values"),
+EQUATIONS = [
+    Equation(
+        "Scores",
+        "Compare every word with every word: the products of their elements, summed.",
+        "einsum",
+        ["inputs", "inputs"],
+        "scores",
+        "rk,ck->rc",
+    ),
+    Equation(
+        "Weights",
+        "Softmax of each row: exponentials, divided by their sum. Each row sums to 1.",
+        "softmax",
+        ["scores"],
+        "weights",
+        when={"way": ("softmax",)},
+    ),
+    Equation(
+        "Weights",
+        "Each score divided by its row's sum.",
+        "normalize",
+        ["scores"],
+        "weights",
+        when={"way": ("divide",)},
+    ),
+    Equation(
+        "Context",
+        "Average all vectors by each row of the weights.",
+        "einsum",
+        ["weights", "inputs"],
+        "context",
+        "rk,kc->rc",
+    ),
 ]
 CODE = """\
 from jaxattn import SimpleSelfAttention
@@ -37,9 +58,18 @@ context, weights = attention.apply({}, x, return_weights=True)"""
 
 def simple_section(story: Story) -> Section:
     """Compute the section."""
-    title, numbers = "1 Simplified self-attention", _numbers(story)
-    labels = token_labels(story)
-    return Section("simple", title, PARAGRAPHS, SWITCHES, numbers, "weights", STEPS, FIGURES, CODE, labels)
+    return Section(
+        id="simple",
+        title="1 Simplified self-attention",
+        tokens=story.tokens,
+        query=story.query,
+        paragraphs=PARAGRAPHS,
+        numbers=_numbers(story),
+        equations=EQUATIONS,
+        code=CODE,
+        arcs="weights",
+        switches=SWITCHES,
+    )
 
 
 def _numbers(story: Story) -> dict[str, Numbers]:
@@ -47,13 +77,10 @@ def _numbers(story: Story) -> dict[str, Numbers]:
     steps = trace(SimpleSelfAttention(), {}, x)
     scores = steps["scores"]
     ways = {"softmax": steps["weights"], "divide": scores / scores.sum(-1, keepdims=True)}
-    weighted = {way: weights[..., None] * x[None] for way, weights in ways.items()}  # (T, S, d)
     context = {way: context_vectors(weights, x) for way, weights in ways.items()}
     return {
-        "inputs": constant(x, "token", "feature"),
-        "products": constant(x[:, None] * x[None], "query", "key", "feature"),
-        "scores": constant(scores, "query", "key"),
-        "weights": by_switch("way", ways, "query", "key"),
-        "weighted vectors": by_switch("way", weighted, "query", "key", "feature"),
-        "context": by_switch("way", context, "token", "feature"),
+        "inputs": constant(x, "token", "feature", symbol="X", note=story.input_note),
+        "scores": constant(scores, "query", "key", symbol="S", kind="scores"),
+        "weights": by_switch("way", ways, "query", "key", symbol="A", kind="weights"),
+        "context": by_switch("way", context, "token", "feature", symbol="Z"),
     }
