@@ -23,7 +23,12 @@ def draw_bits(key: Array, shape: tuple[int, ...]) -> tuple[UInt32[Array, "*rows 
 def keep_mask(
     row_bits: UInt32[Array, "*#shape"], column_bits: UInt32[Array, "*#shape"], rate: float
 ) -> Bool[Array, "*shape"]:
-    """Return which entries dropout keeps, each with probability 1 - rate.
+    """Return which entries dropout keeps, each with probability 1 - rate."""
+    return entry_bits(row_bits, column_bits) >= jnp.uint32(drop_threshold(rate))
+
+
+def entry_bits(row_bits: UInt32[Array, "*#shape"], column_bits: UInt32[Array, "*#shape"]) -> UInt32[Array, "*shape"]:
+    """Hash the bits of an entry's row and column.
 
     The hash is a 32-bit finalizer: each input bit flips each output bit about half of the time (xor-shifts and odd
     multipliers after C. Wellons, "Prospecting for Hash Functions", 2018).
@@ -31,7 +36,7 @@ def keep_mask(
     bits = row_bits ^ column_bits
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    return (bits ^ (bits >> 16)) >= jnp.uint32(drop_threshold(rate))
+    return bits ^ (bits >> 16)
 
 
 def drop_threshold(rate: float) -> int:

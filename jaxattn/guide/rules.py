@@ -59,7 +59,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _dropout(weights: np.ndarray, draws: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    return np.where(draws < 1 - rate, weights / (1 - rate), 0)
+    return np.where(draws >= rate, weights / (1 - rate), 0)
 
 
 def _join(heads: np.ndarray) -> np.ndarray:

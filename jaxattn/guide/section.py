@@ -28,7 +28,8 @@ Rules, each the same in `rules.py`, where the tests evaluate it, and in `rules.j
     zero          operands: weights, mask: 0 where masked
     normalize     entry / sum of the row
     row_sum       the sum of the row, a matrix with one column
-    dropout       operands: weights, draws, rate `(1, 1)`: 0 where the draw is at or above 1 - rate, otherwise weight / (1 - rate)
+    dropout       operands: weights, draws in [0, 1), rate `(1, 1)`: 0 where the draw is below the rate, otherwise
+                  weight / (1 - rate); a draw of NaN is not shown, because the entry is masked
     join          heads side by side: `(H, T, D)` -> `(T, H * D)`
     split         the other way: `(T, H * D)` -> `(H, T, D)`
     additive      operands: queries `(T, n)`, keys `(S, n)`, v `(1, n)`: the sum of v · tanh(query + key)
@@ -39,8 +40,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from jaxattn.guide.story import Story
 
 
 class Switch(NamedTuple):
@@ -182,8 +181,3 @@ def single(number: float, **shown: str) -> Numbers:
 def by_switch(switch: str, arrays: Mapping[Any, Any], *axes: str, **shown: str) -> Numbers:
     """Wrap one array for each value of one switch."""
     return Numbers(axes, (switch,), {setting(**{switch: value}): np.asarray(a) for value, a in arrays.items()}, **shown)
-
-
-def token_labels(story: Story) -> dict[str, list[str]]:
-    """Label the axes whose entries are tokens."""
-    return dict.fromkeys(("query", "key", "token"), story.tokens)

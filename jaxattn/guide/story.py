@@ -36,8 +36,7 @@ class Story(NamedTuple):
         from_book: whether the numbers are the book's; otherwise they are random.
         run: directory of the trained model; the fields below describe it.
         layers: a trace of each layer's attention.
-        next_probabilities: `(T, n)`, the probability of each of `next_words` after each token.
-        next_words: some likely words.
+        next_words: after each token the likeliest next words, with their probabilities.
         query: the token that is chosen at first.
         best_head: the layer and head that are chosen at first.
         summary: what the run reports about them.
@@ -52,8 +51,7 @@ class Story(NamedTuple):
     from_book: bool
     run: str | None = None
     layers: tuple[Trace, ...] = ()
-    next_probabilities: Array | None = None
-    next_words: tuple[str, ...] = ()
+    next_words: tuple[tuple[tuple[str, float], ...], ...] = ()
     query: int = 1
     best_head: tuple[int, int] = (0, 0)
     summary: str = ""

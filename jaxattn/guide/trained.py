@@ -17,7 +17,7 @@ from jaxattn.tasks.pronouns.words import PRONOUNS
 from jaxattn.training.saving import load_run
 from jaxattn.training.tokenizer import EOS, Tokenizer
 
-NUM_NEXT_WORDS = 10
+NUM_NEXT_WORDS = 5
 # The sentence without --text, and a shorter one for models that read bytes.
 SENTENCE, SHORT_SENTENCE = "the old dog chased the quick fox which bit him", "the dog bit him"
 
@@ -42,12 +42,14 @@ def trained_story(directory: str, text: str | None, seed: int, max_tokens: int |
         )
     logits, layers = _trace_layers(model, params, jnp.array(ids))
     probabilities = jax.nn.softmax(logits)  # (T, vocab_size)
-    likely = jax.lax.top_k(probabilities.max(0), min(NUM_NEXT_WORDS, config.vocab_size))[1]
+    likely = jax.lax.top_k(probabilities, min(NUM_NEXT_WORDS, config.vocab_size))  # (T, 5) each
     story = story._replace(
         run=directory,
         layers=layers,
-        next_probabilities=probabilities[:, likely],
-        next_words=tuple(_label(tokenizer, int(token)) for token in likely),
+        next_words=tuple(
+            tuple((_label(tokenizer, int(token)), float(probability)) for probability, token in zip(*row, strict=True))
+            for row in zip(*likely, strict=True)
+        ),
         query=len(ids) - 1,
         best_head=(config.num_layers - 1, 0),
     )
@@ -72,12 +74,12 @@ def _with_report(story: Story, file: Path) -> Story:
     """Choose the last pronoun and the head that attends to its noun, and report how well that works."""
     report = read_report(file)
     layer, head = report.best_head
+    noun, before = report.attention.max(), report.attention_before[layer, head]
     summary = (
-        f"Here an arc has a meaning. Asked to choose between him and her, the model is right in {report.accuracy:.1%} "
-        f"of sentences whose pair of noun and verb it never saw; the previous word alone gives {report.bigram:.1%}. "
-        "The model decides at that word who is meant. At the pronoun it looks the animal up again, since what that was "
-        f"doing may come next: head {head} of layer {layer} gives the noun {report.attention.max():.2f} of its "
-        "attention, averaged over these sentences."
+        f"Asked to choose between him and her, the model is right in {report.accuracy:.1%} of sentences whose pair of "
+        f"noun and verb it never saw; the previous word alone gives {report.bigram:.1%}. At the pronoun, head {head} of "
+        f"layer {layer} gives the noun that is meant {noun:.2f} of its attention, averaged over these sentences; before "
+        f"training it gave {before:.2f}."
     )
     pronouns = [number for number, token in enumerate(story.tokens) if token in PRONOUNS]
     return story._replace(query=pronouns[-1] if pronouns else story.query, best_head=(layer, head), summary=summary)

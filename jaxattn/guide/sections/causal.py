@@ -1,115 +1,125 @@
-"""Section 3: the causal mask, before the softmax and after it, and dropout."""
+"""Section 3: the causal mask, before the softmax and after it."""
 
-import itertools
-
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
-from jaxattn.functional import attention_weights, context_vectors, dropout, renormalized_weights
-from jaxattn.guide.section import Figure, Numbers, Section, Step, Switch, by_switch, constant, setting, token_labels
+from jaxattn.functional import attention_weights, context_vectors, renormalized_weights
+from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant, single
+from jaxattn.guide.sections.trainable import PROJECTIONS, SCORES, projection_numbers
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import Trace, trace
 from jaxattn.stages import CausalAttention
 
-RATES, KEYS = (0.0, 0.1, 0.2, 0.5), (0, 1, 2)
-
 PARAGRAPHS = [
-    "A model that predicts the next token must not attend to it. The causal mask sets the scores of all later keys to "
+    "A model that predicts the next word must not attend to it. The causal mask sets the scores of all later keys to "
     "−∞ before the softmax, which then gives them weight 0. Masking after the softmax instead leaves rows that no "
     "longer sum to 1; renormalized, divided by the sum of what is left, they equal those of the first way.",
-    "Dropout, used only in training, sets weights to 0 at random and multiplies the others by 1 / (1 − rate), so that "
-    "a row still sums to 1 on average, though a single row rarely does. The same random key drops the same entries: "
-    "choose a rate above 0 to see it.",
 ]
 MASKINGS = [
-    ("before", "before the softmax"),
-    ("after", "after the softmax"),
-    ("renormalized", "after the softmax, then renormalized"),
+    ("before", "masked before softmax"),
+    ("after", "masked after softmax"),
+    ("renormalized", "masked after softmax, then renormalized"),
 ]
-SWITCHES = [
-    Switch("way", "Mask", MASKINGS, "before"),
-    Switch("rate", "Dropout rate", [(str(rate), str(rate)) for rate in RATES], "0.0"),
-    Switch("key", "Random key of dropout", [(str(key), str(key)) for key in KEYS], "0"),
-]
-STEPS = [
-    Step("score", "the query times each key", "scores"),
-    Step("scale", "divided by the square root of the width", "scaled"),
-    Step("mask", "−∞ for keys after the query, if the mask comes before the softmax", "before softmax"),
-    Step("softmax", "normalized to positive weights that sum to 1", "softmax"),
-    Step("weights", "0 for keys after the query, wherever the mask comes, and renormalized if chosen", "weights"),
-    Step("dropout", "some weights set to 0, the others multiplied", "kept weights"),
-    Step("context", "the average of the values by these weights", "context"),
-]
-FIGURES = [
-    Figure("Queries", "queries", "values"),
-    Figure("Keys", "keys", "values"),
-    Figure("Scaled scores, masked entries −∞", "masked", "scores", "mask"),
-    Figure("Weights", "ways", "weights", "mask"),
-    Figure("Largest difference between the three", "differences", "plain"),
-    Figure("Entries that dropout keeps", "kept", "weights"),
-    Figure("Weights after dropout", "kept weights", "weights", "mask"),
-    Figure("Sums of these rows", "sums", "plain"),
-    Figure("Values", "values", "values"),
-    Figure("Context vectors", "context", "values"),
-]
+SWITCHES = [Switch("way", "Where the mask comes", MASKINGS, "before")]
+AFTER = {"way": ("after", "renormalized")}
+SCALE = Equation("Scaled", "Divide by the square root of the width.", "scale", ["scores", "width"], "scaled")
+MASK = Equation(
+    "Masked", "Set the scores of keys that come after the query to −∞.", "mask", ["scaled", "mask"], "masked"
+)
+SOFTMAX = Equation(
+    "Weights", "Softmax of each row: masked keys add nothing to the sum and get weight 0.", "softmax", ["masked"],
+    "weights",
+)  # fmt: skip
+CONTEXT = Equation(
+    "Context", "Average the values by each row of the weights.", "einsum", ["weights", "values"], "context", "rk,kc->rc"
+)
+EQUATIONS = [
+    *PROJECTIONS,
+    SCORES,
+    SCALE,
+    MASK._replace(when={"way": ("before",)}),
+    SOFTMAX._replace(when={"way": ("before",)}),
+    Equation("Softmax", "Softmax of each whole row, later keys included.", "softmax", ["scaled"], "unmasked", when=AFTER),
+    Equation(
+        "Masked weights", "Set the weights of later keys to 0. Rows no longer sum to 1.", "zero", ["unmasked", "mask"],
+        "weights", when={"way": ("after",)},
+    ),
+    Equation(
+        "Masked weights", "Set the weights of later keys to 0. Rows no longer sum to 1.", "zero", ["unmasked", "mask"],
+        "zeroed", when={"way": ("renormalized",)},
+    ),
+    Equation(
+        "Renormalized", "Divide each row by its new sum, so that it sums to 1 again.", "normalize", ["zeroed"],
+        "weights", when={"way": ("renormalized",)},
+    ),
+    Equation("Sums of rows", "Do the weights of each row sum to 1?", "row_sum", ["weights"], "sums"),
+    CONTEXT,
+]  # fmt: skip
 CODE = """\
-import jax
 from jaxattn import CausalAttention
-attention = CausalAttention(features={features}, dropout_rate=0.5)
-context = attention.apply(variables, x, deterministic=False, dropout_key=jax.random.key(0))"""
+attention = CausalAttention(features={features})
+context, weights = attention.apply(variables, x, return_weights=True)"""
 
 
 def causal_section(story: Story) -> Section:
     """Compute the section."""
     steps = trace(CausalAttention(2), story.causal, story.inputs)
-    features = steps["queries"].shape[-1]
-    unmasked = attention_weights(steps["scores"], scale=features**-0.5)
-    ways = {
-        "before": steps["weights"],
-        "after": jnp.where(steps["mask"], unmasked, 0),
-        "renormalized": renormalized_weights(steps["scores"], steps["mask"], scale=features**-0.5),
+    ways = _ways(steps)
+    return Section(
+        id="causal",
+        title="3 Causal attention",
+        tokens=story.tokens,
+        query=story.query,
+        paragraphs=PARAGRAPHS,
+        numbers=causal_numbers(story, steps) | _by_way(steps, ways),
+        equations=EQUATIONS,
+        code=CODE.format(features=steps["queries"].shape[-1]),
+        arcs="weights",
+        switches=SWITCHES,
+        labels={"sum": ["sum"]},
+        tables=[_differences(ways)],
+        opened=5,
+    )
+
+
+def causal_numbers(story: Story, steps: Trace) -> dict[str, Numbers]:
+    """Collect everything up to the masked scores."""
+    mask_note = "the causal mask: 1 where the key is the query or comes before it, 0 where it comes after"
+    return projection_numbers(story, steps, story.causal["params"]) | {
+        "width": single(steps["queries"].shape[-1], symbol="width", note="the number of elements of a key"),
+        "scaled": constant(steps["scaled"], "query", "key", symbol="S′", kind="scores"),
+        "mask": constant(steps["mask"], "query", "key", symbol="M", kind="plain", note=mask_note),
+        "masked": constant(steps["masked"], "query", "key", symbol="S″", kind="scores"),
     }
-    numbers = _by_way(steps, unmasked, ways) | _by_dropout(steps, ways)
-    labels = token_labels(story) | {"way": ["masked before", "masked after", "renormalized"], "sum": ["sum"]}
-    title, code = "3 Causal attention and dropout", CODE.format(features=features)
-    return Section("causal", title, PARAGRAPHS, SWITCHES, numbers, "kept weights", STEPS, FIGURES, code, labels)
 
 
-def _by_way(steps: Trace, unmasked: Array, ways: dict[str, Array]) -> dict[str, Numbers]:
-    """Collect what does not depend on dropout."""
-    names = ("queries", "keys", "values", "scores", "scaled", "mask", "masked")
-    before_softmax = {"before": steps["masked"], "after": steps["scaled"], "renormalized": steps["scaled"]}
-    softmax = {"before": steps["weights"], "after": unmasked, "renormalized": unmasked}
-    differences = [[jnp.abs(a - b).max() for b in ways.values()] for a in ways.values()]
-    return {name: constant(steps[name], *steps.axes(name)) for name in names} | {
-        "before softmax": by_switch("way", before_softmax, "query", "key"),
-        "softmax": by_switch("way", softmax, "query", "key"),
-        "weights": by_switch("way", ways, "query", "key"),
-        "ways": constant(jnp.stack(list(ways.values())), "way", "query", "key"),
-        "differences": constant(jnp.array(differences), "way", "way"),
-    }
-
-
-def _by_dropout(steps: Trace, ways: dict[str, Array]) -> dict[str, Numbers]:
-    """Compute what follows from the weights, for each rate and random key."""
-    kept, kept_weights, sums, context = {}, {}, {}, {}
-    for rate, key in itertools.product(RATES, KEYS):
-        kept[setting(rate=rate, key=key)] = np.asarray(_drop(jnp.ones_like(steps["weights"]), rate, key) > 0)
-        for way, weights in ways.items():
-            where, dropped = setting(way=way, rate=rate, key=key), _drop(weights, rate, key)
-            kept_weights[where] = np.asarray(dropped)
-            sums[where] = np.asarray(dropped.sum(-1, keepdims=True))
-            context[where] = np.asarray(context_vectors(dropped, steps["values"]))
-    switches = ("way", "rate", "key")
+def _ways(steps: Trace) -> dict[str, jnp.ndarray]:
+    """Compute the weights in each of the three ways."""
+    scale = steps["queries"].shape[-1] ** -0.5
     return {
-        "kept": Numbers(("query", "key"), ("rate", "key"), kept),
-        "kept weights": Numbers(("query", "key"), switches, kept_weights),
-        "sums": Numbers(("token", "sum"), switches, sums),
-        "context": Numbers(("token", "feature"), switches, context),
+        "before": steps["weights"],
+        "after": jnp.where(steps["mask"], attention_weights(steps["scores"], scale=scale), 0),
+        "renormalized": renormalized_weights(steps["scores"], steps["mask"], scale=scale),
     }
 
 
-def _drop(weights: Array, rate: float, key: int) -> Array:
-    return dropout(weights, rate, jax.random.key(key)) if rate else weights
+def _by_way(steps: Trace, ways: dict[str, jnp.ndarray]) -> dict[str, Numbers]:
+    unmasked = attention_weights(steps["scores"], scale=steps["queries"].shape[-1] ** -0.5)
+    sums = {way: weights.sum(-1, keepdims=True) for way, weights in ways.items()}
+    contexts = {way: context_vectors(weights, steps["values"]) for way, weights in ways.items()}
+    return {
+        "unmasked": constant(unmasked, "query", "key", symbol="U", kind="weights"),
+        "zeroed": constant(ways["after"], "query", "key", symbol="U′", kind="weights"),
+        "weights": by_switch("way", ways, "query", "key", symbol="A", kind="weights"),
+        "sums": by_switch("way", sums, "token", "sum", symbol="sums", kind="plain"),
+        "context": by_switch("way", contexts, "token", "feature", symbol="Z"),
+    }
+
+
+def _differences(ways: dict[str, jnp.ndarray]) -> Table:
+    names = dict(MASKINGS)
+    rows = []
+    for way in ("after", "renormalized"):
+        difference = float(jnp.abs(ways[way] - ways["before"]).max())
+        origin = "the largest difference of any weight, compared with the weights of “masked before softmax”"
+        rows.append((names[way], [Cell(f"{difference:.2g}", origin)]))
+    return Table("How far the weights are from those masked before softmax", ["weights", "largest difference"], rows)

@@ -1,34 +1,17 @@
-"""Section 4: several heads, one by one and in parallel, and a layer with an output projection."""
+"""Section 4: several heads, one by one and in parallel, and the output projection."""
+
+from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
-from jaxattn.guide.section import Figure, Numbers, Section, Step, Switch, by_switch, constant, token_labels
+from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import Trace, trace
 from jaxattn.stages import MultiHeadAttention, MultiHeadAttentionWrapper, parallel_from_stacked
 
-STEPS = [
-    Step("score", "the head's query times each of its keys", "scores"),
-    Step("scale", "divided by the square root of the head's width", "scaled"),
-    Step("mask", "−∞ for keys after the query", "masked"),
-    Step("softmax", "normalized to positive weights that sum to 1", "weights"),
-    Step("context", "the average of the head's values by these weights", "context"),
-    Step("concatenate", "the heads' context vectors side by side", "concatenation"),
-    Step("output", "the same, or with an output projection, the same times W out plus a bias", "output"),
-]
-FIGURES = [
-    Figure("Queries, all heads", "joined queries", "values"),
-    Figure("Queries", "queries", "values"),
-    Figure("Keys", "keys", "values"),
-    Figure("Values", "values", "values"),
-    Figure("Weights", "weights", "weights", "mask"),
-    Figure("Context", "context", "values"),
-    Figure("Side by side", "concatenation", "values"),
-    Figure("Largest difference, in parallel and one by one", "differences", "plain"),
-    Figure("W out", "W out", "values"),
-    Figure("Bias of the output projection", "bias", "values"),
-    Figure("Output with projection", "projected output", "values"),
-]
+ONE_BY_ONE, TOGETHER = {"way": ("stacked",)}, {"way": ("parallel", "projected")}
+PROJECTIONS = [("query", "queries", "Q"), ("key", "keys", "K"), ("value", "values", "V")]
 CODE = """\
 from jaxattn import MultiHeadAttention, MultiHeadAttentionWrapper
 heads = MultiHeadAttentionWrapper(num_heads={H}, features={D})  # one by one; features per head
@@ -41,70 +24,148 @@ def heads_section(story: Story) -> Section:
     params = story.stacked["params"]
     H, D = len(params), params["heads_0"]["value"]["kernel"].shape[-1]
     features = story.parallel["params"]["out"]["kernel"].shape[0]
+    joined = {"params": parallel_from_stacked(params)}
     traces = {
-        "parallel": trace(MultiHeadAttention(H, H * D), {"params": parallel_from_stacked(params)}, story.inputs),
         "stacked": trace(MultiHeadAttentionWrapper(H, D), story.stacked, story.inputs),
+        "parallel": trace(MultiHeadAttention(H, H * D), joined, story.inputs),
         "projected": trace(MultiHeadAttention(H, features), story.parallel, story.inputs),
     }
-    numbers = _by_way(traces) | _constants(story, traces)
-    labels = {
-        "joined": [f"{head}: {number}" for head in range(H) for number in range(D)],
-        "array": ["queries", "keys", "values", "weights", "context"],
-        "largest": ["largest difference"],
-        "bias": ["bias"],
-    }
-    paragraphs, labels = _paragraphs(len(story.tokens), H, D, features), token_labels(story) | labels
-    code = CODE.format(H=H, D=D, features=features)
-    title, switches = "4 Several heads", _switches(H)
-    return Section("heads", title, paragraphs, switches, numbers, "weights", STEPS, FIGURES, code, labels)
+    kernels = {"stacked": joined, "parallel": joined, "projected": story.parallel}
+    return Section(
+        id="heads",
+        title="4 Several heads",
+        tokens=story.tokens,
+        query=story.query,
+        paragraphs=_paragraphs(len(story.tokens), story.inputs.shape[-1], H, D, features),
+        numbers=_projections(story, kernels, H) | _by_way(traces) | _output(story, traces),
+        equations=_equations(),
+        code=CODE.format(H=H, D=D, features=features),
+        arcs="weights",
+        switches=_switches(H),
+        labels={"joined": [f"{head}: {number}" for head in range(H) for number in range(D)], "bias": ["bias"]},
+        tables=[_differences(traces)],
+    )
 
 
-def _paragraphs(T: int, H: int, D: int, features: int) -> list[str]:
+def _paragraphs(T: int, d_in: int, H: int, D: int, features: int) -> list[str]:
     joined = H * D
     return [
         "One head averages in one way. Several heads, each with its own matrices, can look for several things at once. "
-        "They can be computed one by one and concatenated, or in parallel: their matrices are put side by side into "
-        "one, and the result is split into heads. The numbers are the same.",
-        f"The split, for {T} tokens and {H} heads of width {D}: x times the joined matrix has {T} tokens of {joined} "
-        f"numbers. Reshaped, it is (tokens {T}, heads {H}, width {D}); transposed, (heads {H}, tokens {T}, width {D}). "
-        f"The way back: transposed, (tokens {T}, heads {H}, width {D}); reshaped, {T} tokens of {joined} numbers, the "
-        "heads' context vectors side by side. Reshaping without transposing would mix tokens with heads.",
-        "Layers in real models end with an output projection, which combines what the heads found. The one here has "
-        f"{H} heads and {features} features in total, {features // H} per head: choose it, and all tables follow.",
+        "Here are three computations.",
+        f"One by one: each head multiplies the words' vectors by a matrix of its own, ({T}, {d_in}) · ({d_in}, {D}) = "
+        f"({T}, {D}), {H} times, and the results are put side by side: ({T}, {joined}).",
+        f"In parallel: the heads' matrices stand side by side in one, ({T}, {d_in}) · ({d_in}, {joined}) = "
+        f"({T}, {joined}), which is split into heads: reshaped to ({T}, {H}, {D}) and transposed to ({H}, {T}, {D}). "
+        "The numbers are the same, from one multiplication. Reshaping without transposing would mix words with heads.",
+        f"In parallel, with an output projection: a layer of real models, with other parameters: {features} features in "
+        f"total, {features // H} for each of {H} heads. Its last matrix, ({features}, {features}), combines what the "
+        "heads found.",
     ]
 
 
 def _switches(H: int) -> list[Switch]:
     ways = [
-        ("parallel", "in parallel"),
         ("stacked", "one by one"),
+        ("parallel", "in parallel"),
         ("projected", "in parallel, with an output projection"),
     ]
     return [
-        Switch("way", "Heads", ways, "parallel"),
+        Switch("way", "Computation", ways, "stacked"),
         Switch("head", "Head", [(str(head), str(head)) for head in range(H)], "0"),
     ]
 
 
+def _equations() -> list[Equation]:
+    own = [
+        Equation(
+            name.capitalize(), f"Each word's vector times the head's own W_{short[0]}.", "einsum",
+            ["inputs", f"W {short}"], name, "rk,hkc->hrc", ONE_BY_ONE,
+        )
+        for short, name, _ in PROJECTIONS
+    ]  # fmt: skip
+    together = [
+        Equation(
+            f"All {name}", f"Each word's vector times the matrix of all heads, W_{short[0]}.", "einsum",
+            ["inputs", f"joined W {short}"], f"joined {name}", "rk,kc->rc", TOGETHER,
+        )
+        for short, name, _ in PROJECTIONS
+    ]  # fmt: skip
+    split = [
+        Equation(name.capitalize(), "The head's columns.", "split", [f"joined {name}"], name, when=TOGETHER)
+        for _, name, _ in PROJECTIONS
+    ]
+    return [*own, *together, *split, *_attention_equations()]
+
+
+def _attention_equations() -> list[Equation]:
+    output_text = "The heads' results times W_out, plus a bias: the heads are combined."
+    return [
+        Equation("Scores", "Compare the head's queries and keys.", "einsum", ["queries", "keys"], "scores", "hrk,hck->hrc"),
+        Equation(
+            "Scaled", "Divide by the square root of the width of one head.", "scale", ["scores", "width"], "scaled"
+        ),
+        Equation("Masked", "Set the scores of later keys to −∞.", "mask", ["scaled", "mask"], "masked"),
+        Equation("Weights", "Softmax of each row.", "softmax", ["masked"], "weights"),
+        Equation(
+            "Context", "Average the head's values.", "einsum", ["weights", "values"], "context", "hrk,hkc->hrc"
+        ),
+        Equation("Side by side", "The context vectors of all heads, side by side.", "join", ["context"], "concatenation"),
+        Equation(
+            "Output", output_text, "einsum", ["concatenation", "W out", "bias"], "output", "rk,kc,+1c->rc",
+            {"way": ("projected",)},
+        ),
+    ]  # fmt: skip
+
+
+def _projections(story: Story, kernels: dict[str, Any], H: int) -> dict[str, Numbers]:
+    """Collect the inputs and the matrices, joined and split into heads."""
+    note = story.parameter_note
+    numbers = {"inputs": constant(story.inputs, "token", "feature", symbol="X", note=story.input_note)}
+    for short, name, symbol in PROJECTIONS:
+        joined = {way: variables["params"][short]["kernel"] for way, variables in kernels.items()}
+        products = {way: story.inputs @ kernel for way, kernel in joined.items()}
+        shown = {"symbol": f"W_{short[0]}", "note": note}
+        numbers[f"W {short}"] = constant(_split(joined["stacked"], H), "head", "input", "feature", **shown)
+        numbers[f"joined W {short}"] = by_switch("way", joined, "input", "joined", **shown)
+        numbers[f"joined {name}"] = by_switch("way", products, "token", "joined", symbol=f"{symbol}_all")
+    return numbers
+
+
+def _split(joined: Array, H: int) -> Array:
+    """`(rows, H * D)` -> `(H, rows, D)`."""
+    return jnp.moveaxis(joined.reshape(joined.shape[0], H, -1), 1, 0)
+
+
 def _by_way(traces: dict[str, Trace]) -> dict[str, Numbers]:
-    names = ("queries", "keys", "values", "scores", "scaled", "masked", "weights", "context", "concatenation", "output")
-    axes = {name: traces["projected"].axes(name) for name in names}
-    axes |= dict.fromkeys(("concatenation", "output"), ("token", "joined"))
-    # (H, T, D) -> (T, H * D), as it was before the split
-    queries = {way: jnp.hstack(list(steps["queries"])) for way, steps in traces.items()}
-    return {
-        name: by_switch("way", {way: steps[name] for way, steps in traces.items()}, *axes[name]) for name in names
-    } | {"joined queries": by_switch("way", queries, "token", "joined")}
+    symbols = {
+        "queries": ("Q", "values"), "keys": ("K", "values"), "values": ("V", "values"), "scores": ("S", "scores"),
+        "scaled": ("S′", "scores"), "masked": ("S″", "scores"), "weights": ("A", "weights"), "context": ("Z", "values"),
+        "concatenation": ("Z_all", "values"), "output": ("output", "values"),
+    }  # fmt: skip
+    numbers = {}
+    for name, (symbol, kind) in symbols.items():
+        arrays = {way: steps[name] for way, steps in traces.items()}
+        axes = ("token", "joined") if name == "concatenation" else traces["projected"].axes(name)
+        numbers[name] = by_switch("way", arrays, *axes, symbol=symbol, kind=kind)
+    return numbers
 
 
-def _constants(story: Story, traces: dict[str, Trace]) -> dict[str, Numbers]:
-    out, (parallel, stacked, projected) = story.parallel["params"]["out"], traces.values()
-    compared = ("queries", "keys", "values", "weights", "context")
-    differences = [[jnp.abs(stacked[name] - parallel[name]).max()] for name in compared]
+def _output(story: Story, traces: dict[str, Trace]) -> dict[str, Numbers]:
+    out, steps = story.parallel["params"]["out"], traces["stacked"]
+    note = "the causal mask: 1 where the key is the query or comes before it, 0 where it comes after"
+    widths = {way: jnp.full((1, 1), float(steps["queries"].shape[-1])) for way, steps in traces.items()}
     return {
-        "mask": constant(stacked["mask"], "query", "key"),
-        "differences": constant(jnp.array(differences), "array", "largest"),
-        "W out": constant(out["kernel"], "input", "feature"),
-        "bias": constant(out["bias"][None], "bias", "feature"),
-        "projected output": constant(projected["output"], "token", "feature"),
+        "width": by_switch("way", widths, "", "", symbol="width", kind="plain", note="the number of elements of a key"),
+        "mask": constant(steps["mask"], "query", "key", symbol="M", kind="plain", note=note),
+        "W out": constant(out["kernel"], "input", "feature", symbol="W_out", note=story.parameter_note),
+        "bias": constant(out["bias"][None], "bias", "feature", symbol="b", note=story.parameter_note),
     }
+
+
+def _differences(traces: dict[str, Trace]) -> Table:
+    origin = "the largest difference of any entry between heads computed in parallel and one by one"
+    rows = []
+    for name in ("queries", "keys", "values", "weights", "context"):
+        difference = float(jnp.abs(traces["stacked"][name] - traces["parallel"][name]).max())
+        rows.append((name, [Cell(f"{difference:.2g}", origin)]))
+    return Table("In parallel and one by one", ["array", "largest difference"], rows)

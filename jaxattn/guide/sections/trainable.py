@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.functional import attention_weights, context_vectors
-from jaxattn.guide.section import Figure, Numbers, Section, Step, Switch, constant, setting, token_labels
+from jaxattn.guide.section import Equation, Numbers, Section, Switch, by_switch, constant, setting
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import Trace, trace
 from jaxattn.stages import SelfAttention
@@ -14,37 +14,39 @@ from jaxattn.stages import SelfAttention
 TEMPERATURES = (0.5, 1.0, 2.0)
 
 PARAGRAPHS = [
-    "Three trainable matrices give each token three vectors: a query, what the token looks for; a key, what it is "
+    "Three trainable matrices give each word three vectors: a query, what the word looks for; a key, what it is "
     "found by; and a value, what it contributes. A score is now the dot product of a query and a key, and the context "
     "vector is a weighted average of values.",
     "The more elements a vector has, the larger dot products become, and softmax of large scores gives nearly all the "
-    "weight to one token. So scores are divided by the square root of the key's width. A temperature divides them "
+    "weight to one word. So scores are divided by the square root of the key's width. A temperature divides them "
     "again: below 1 it sharpens the weights, above 1 it evens them out.",
 ]
 SWITCHES = [
     Switch("scaling", "Divide by the square root of the width", [("on", "on"), ("off", "off")], "on"),
     Switch("temperature", "Temperature", [(str(t), str(t)) for t in TEMPERATURES], "1.0"),
 ]
-STEPS = [
-    Step("query", "the token's vector times W query", "queries"),
-    Step("score", "the query times each key", "scores"),
-    Step("scale", "divided by the square root of the width, and by the temperature", "scaled"),
-    Step("softmax", "normalized to positive weights that sum to 1", "weights"),
-    Step("context", "the average of the values by these weights", "context"),
+PROJECTIONS = [
+    Equation("Queries", "Each word's vector times W_q.", "einsum", ["inputs", "W query"], "queries", "rk,kc->rc"),
+    Equation("Keys", "Each word's vector times W_k.", "einsum", ["inputs", "W key"], "keys", "rk,kc->rc"),
+    Equation("Values", "Each word's vector times W_v.", "einsum", ["inputs", "W value"], "values", "rk,kc->rc"),
 ]
-FIGURES = [
-    Figure("Input vectors, x", "inputs", "values"),
-    Figure("W query", "W query", "values"),
-    Figure("W key", "W key", "values"),
-    Figure("W value", "W value", "values"),
-    Figure("Queries", "queries", "values"),
-    Figure("Keys", "keys", "values"),
-    Figure("Values", "values", "values"),
-    Figure("Scores", "scores", "scores"),
-    Figure("Scaled scores", "scaled", "scores"),
-    Figure("Weights", "weights", "weights"),
-    Figure("Context vectors", "context", "values"),
-]
+SCORES = Equation("Scores", "Compare every query with every key.", "einsum", ["queries", "keys"], "scores", "rk,ck->rc")
+EQUATIONS = [
+    *PROJECTIONS,
+    SCORES,
+    Equation(
+        "Scaled scores",
+        "Divide by the square root of the width, and by the temperature.",
+        "scale",
+        ["scores", "width", "temperature"],
+        "scaled",
+    ),
+    Equation("Weights", "Softmax of each row: exponentials, divided by their sum.", "softmax", ["scaled"], "weights"),
+    Equation(
+        "Context", "Average the values by each row of the weights.", "einsum", ["weights", "values"], "context",
+        "rk,kc->rc",
+    ),
+]  # fmt: skip
 CODE = """\
 from jaxattn import SelfAttention
 attention = SelfAttention(features={features})
@@ -54,31 +56,50 @@ context, weights = attention.apply(variables, x, return_weights=True)"""
 def trainable_section(story: Story) -> Section:
     """Compute the section."""
     steps = trace(SelfAttention(2), story.trainable, story.inputs)
-    numbers = _numbers(story, steps) | _by_scale(steps)
-    code, labels = CODE.format(features=steps["queries"].shape[-1]), token_labels(story)
-    title = "2 Trainable weights"
-    return Section("trainable", title, PARAGRAPHS, SWITCHES, numbers, "weights", STEPS, FIGURES, code, labels)
+    return Section(
+        id="trainable",
+        title="2 Trainable weights",
+        tokens=story.tokens,
+        query=story.query,
+        paragraphs=PARAGRAPHS,
+        numbers=projection_numbers(story, steps, story.trainable["params"]) | _by_scale(steps),
+        equations=EQUATIONS,
+        code=CODE.format(features=steps["queries"].shape[-1]),
+        arcs="weights",
+        switches=SWITCHES,
+    )
 
 
-def _numbers(story: Story, steps: Trace) -> dict[str, Numbers]:
-    names, params = ("inputs", "queries", "keys", "values", "scores"), story.trainable["params"]
-    matrices = {f"W {name}": constant(params[name]["kernel"], "input", "feature") for name in ("query", "key", "value")}
-    return {name: constant(steps[name], *steps.axes(name)) for name in names} | matrices
+def projection_numbers(story: Story, steps: Trace, params: dict) -> dict[str, Numbers]:
+    """Collect the inputs, the parameters, and what follows up to the scores."""
+    numbers = {"inputs": constant(steps["inputs"], "token", "feature", symbol="X", note=story.input_note)}
+    for name in ("query", "key", "value"):
+        kernel, symbol = params[name]["kernel"], f"W_{name[0]}"
+        numbers[f"W {name}"] = constant(kernel, "input", "feature", symbol=symbol, note=story.parameter_note)
+    for name, symbol in (("queries", "Q"), ("keys", "K"), ("values", "V")):
+        numbers[name] = constant(steps[name], "token", "feature", symbol=symbol)
+    return numbers | {"scores": constant(steps["scores"], "query", "key", symbol="S", kind="scores")}
 
 
 def _by_scale(steps: Trace) -> dict[str, Numbers]:
     """Compute what follows from the scores, for each scale."""
-    scores, root = steps["scores"], steps["queries"].shape[-1] ** -0.5
+    scores, D = steps["scores"], steps["queries"].shape[-1]
     scaled, weights, context = {}, {}, {}
     for scaling, temperature in itertools.product(("on", "off"), TEMPERATURES):
         where = setting(scaling=scaling, temperature=temperature)
-        scale = (root if scaling == "on" else 1.0) / temperature
+        scale = (D**-0.5 if scaling == "on" else 1.0) / temperature
         scaled[where] = np.asarray(scores * jnp.float32(scale))
         softmax = attention_weights(scores, scale=scale)
         weights[where], context[where] = np.asarray(softmax), np.asarray(context_vectors(softmax, steps["values"]))
     switches = ("scaling", "temperature")
+    widths = {"on": np.full((1, 1), D, np.float32), "off": np.ones((1, 1), np.float32)}
+    temperatures = {t: np.full((1, 1), t, np.float32) for t in TEMPERATURES}
     return {
-        "scaled": Numbers(("query", "key"), switches, scaled),
-        "weights": Numbers(("query", "key"), switches, weights),
-        "context": Numbers(("token", "feature"), switches, context),
+        "width": by_switch(
+            "scaling", widths, "", "", symbol="width", kind="plain", note="the number of elements of a key"
+        ),
+        "temperature": by_switch("temperature", temperatures, "", "", symbol="t", kind="plain", note="chosen above"),
+        "scaled": Numbers(("query", "key"), switches, scaled, "S′", "scores"),
+        "weights": Numbers(("query", "key"), switches, weights, "A", "weights"),
+        "context": Numbers(("token", "feature"), switches, context, "Z"),
     }
