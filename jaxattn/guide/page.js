@@ -4,16 +4,9 @@
   const viridis = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128], [94, 201, 98], [173, 220, 48], [253, 231, 37]];
   const diverging = [[33, 102, 172], [146, 197, 222], [247, 247, 247], [244, 165, 130], [178, 24, 43]];
 
-  // Numbers become text here only, as `format_number` of page.py formats them.
-  function formatNumber(number) {
-    if (!Number.isFinite(number)) return number < 0 ? "−∞" : "∞";
-    const text = number.toFixed(4);
-    return /^-[0.]*$/.test(text) ? text.slice(1) : text;
-  }
-
   function element(name, attributes = {}, ...children) {
     const node = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    for (const [key, value] of Object.entries(attributes)) if (value !== undefined) node.setAttribute(key, value);
     node.append(...children);
     return node;
   }
@@ -25,37 +18,98 @@
     return node;
   }
 
-  function isolated(text) { const node = element("bdi"); node.textContent = text; return node; }
+  const isolated = (text) => element("bdi", {}, text);
+  const button = (text, act, attributes = {}) => { const node = element("button", { type: "button", ...attributes }, text); node.addEventListener("click", act); return node; };
 
-  function decode(text) {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)), view = new DataView(bytes.buffer);
-    return Array.from({ length: bytes.length / 4 }, (_, index) => view.getFloat32(4 * index, true));
+  // "W_q" with its q set lower.
+  function symbol(text) {
+    const [letter, ...lower] = text.split("_");
+    return element("span", { class: "symbol" }, letter, ...(lower.length ? [element("sub", {}, lower.join("_"))] : []));
   }
 
-  // An array as nested lists, for a setting of the switches: by default the present one.
+  // Arrays
+
+  const decoded = new Map();
+  function decode(numbers, where) {
+    const text = numbers.values[where];
+    if (!decoded.has(text)) {
+      const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+      decoded.set(text, Array.from({ length: bytes.length / 4 }, (_, index) => new DataView(bytes.buffer).getFloat32(4 * index, true)));
+    }
+    return { shape: numbers.shapes[where], flat: decoded.get(text) };
+  }
+
+  // An array for a setting of the switches, by default the present one.
   function arrayOf(section, name, state = section.state) {
     const numbers = section.numbers[name];
-    const where = numbers.switches.map((name) => name + "=" + state[name]).join("&");
-    let flat = decode(numbers.values[where]);
-    for (const size of numbers.shapes[where].slice(1).reverse()) {
-      const groups = [];
-      for (let start = 0; start < flat.length; start += size) groups.push(flat.slice(start, start + size));
-      flat = groups;
-    }
-    return flat;
+    return decode(numbers, numbers.switches.map((each) => each + "=" + state[each]).join("&"));
   }
 
+  const at = ({ shape, flat }, index) => flat[index.reduce((sum, each, axis) => sum * shape[axis] + each, 0)];
   const perHead = (section, name) => section.numbers[name].axes[0] === "head";
-  const arrayOfHead = (section, name) => perHead(section, name) ? arrayOf(section, name)[section.state.head] : arrayOf(section, name);
+  const headOf = (section) => Number(section.state.head || 0);
+  const whole = (section, name, row, column) => perHead(section, name) ? [headOf(section), row, column] : [row, column];
+
+  function rowsOf(section, name, state = section.state) {
+    const array = arrayOf(section, name, state), [rows, columns] = array.shape.slice(-2), start = perHead(section, name) ? Number(state.head) * rows * columns : 0;
+    return Array.from({ length: rows }, (_, row) => array.flat.slice(start + row * columns, start + (row + 1) * columns));
+  }
 
   function labelsOf(section, axis, size) {
-    const named = section.labels[axis];
-    return named?.length === size ? named : Array.from({ length: size }, (_, index) => (axis === "head" ? "head " : "") + index);
+    const named = ["query", "key", "token"].includes(axis) ? section.tokens : section.labels[axis];
+    return named?.length === size ? named : Array.from({ length: size }, (_, index) => size === 1 ? "" : String(index));
   }
 
+  // Equations and the arithmetic of their entries
+
+  const taken = (section) => section.equations.filter((each) => Object.entries(each.when).every(([name, values]) => values.includes(section.state[name])));
+  const equationOf = (section, name) => section.active.find((each) => each.result === name);
+
+  function describe(section, name, index) {
+    const array = arrayOf(section, name), result = at(array, index), equation = equationOf(section, name), note = section.numbers[name].note;
+    if (!equation) return { result, sides: [], also: [], why: [Number.isNaN(result) ? "Masked: nothing is decided here." : "Given: " + (note || "a number of the library") + "."] };
+    const axes = section.numbers[name].axes.slice(-2);
+    const shape = (which) => arrayOf(section, equation.operands[which]).shape;
+    const operand = (which, place) => ({ array: equation.operands[which], index: place, x: at(arrayOf(section, equation.operands[which]), place) });
+    const like = (which) => operand(which, shape(which).at(-1) === 1 && shape(which).at(-2) === 1 ? shape(which).map(() => 0) : index.slice(-shape(which).length));
+    const row = (which) => Array.from({ length: shape(which).at(-1) }, (_, column) => operand(which, [...index.slice(0, -1), column]));
+    const label = (axis, number) => labelsOf(section, axes[axis], array.shape.at(axis - 2))[number];
+    const context = { spec: equation.spec, index, resultShape: array.shape, shape, operand, like, row, label, operands: () => equation.operands };
+    return { result, also: [], why: [], equation, ...rules.write[equation.rule](context) };
+  }
+
+  function nameOf(section, name, index) {
+    const axes = section.numbers[name].axes.slice(-2), shape = arrayOf(section, name).shape, node = element("strong", {}, symbol(section.numbers[name].symbol || name));
+    const places = axes.map((axis, which) => [axis, labelsOf(section, axis, shape.at(which - 2))[index.at(which - 2)]]).filter(([axis, label]) => axis && label !== "");
+    if (places.length) node.append(": ", ...places.flatMap(([axis, label], which) => [which ? ", " : "", axis + " ", isolated(/^\d+$/.test(label) ? label : "“" + label + "”")]));
+    return node;
+  }
+
+  // The line of arithmetic; operands are buttons, which lead to where they come from.
+  function arithmetic(section, name, description, follow) {
+    const { sides, result, equation } = description, [digits, shown] = numbers.places(sides, result);
+    const line = element("p", { class: "arithmetic" }), shownResult = equation ? numbers.format(result, shown) : numbers.text({ x: result }, 9);
+    for (const side of sides) { line.append(...writeParts(side.parts, digits, follow), " = "); }
+    line.append(element("output", {}, shownResult || "–"));
+    return line;
+  }
+
+  function writeParts(parts, digits, follow) {
+    let before = "";
+    return parts.map((part) => {
+      if (typeof part === "string") { before = part; return part; }
+      const text = numbers.text(part, digits), wrapped = text.startsWith("-") && /[·+−] $/.test(before) ? "(" + text + ")" : text;
+      before = "";
+      if (part.made || !follow) return wrapped;
+      return button(wrapped, () => follow(part), { class: "operand", "data-array": part.array, "data-index": part.index.join(), "aria-label": wrapped + ": where does it come from?" });
+    });
+  }
+
+  // Colours
+
   function interpolate(stops, share) {
-    const at = Math.min(Math.max(share, 0), 1) * (stops.length - 1), low = Math.min(Math.floor(at), stops.length - 2);
-    return stops[low].map((colour, index) => Math.round(colour + (stops[low + 1][index] - colour) * (at - low)));
+    const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
+    return stops[low].map((colour, index) => Math.round(colour + (stops[low + 1][index] - colour) * (place - low)));
   }
 
   function colours(number, kind, largest) {
@@ -65,39 +119,194 @@
     return ["rgb(" + rgb.join(",") + ")", luminance > .179 ? "#000" : "#fff"];
   }
 
-  const largestIn = (rows) => Math.max(...rows.flat().filter(Number.isFinite).map(Math.abs));
+  const largestIn = (rows) => Math.max(0, ...rows.flat().filter(Number.isFinite).map(Math.abs));
 
-  function table(section, title, rows, axes, kind, mask, chosen, largest) {
-    const columns = labelsOf(section, axes[1], rows[0].length), labels = labelsOf(section, axes[0], rows.length);
-    const corner = axes[0] === "query" && axes[1] === "key" && rows.length > 1 ? "query ↓ key →" : "";
-    const head = element("tr", {}, element("td", {}, corner), ...columns.map((name) => element("th", { scope: "col" }, isolated(name))));
-    const node = element("table", {}, element("caption", {}, title), element("thead", {}, head));
+  // Matrices
+
+  // Which entries of an array are masked: those whose equation, or an earlier one, masks them.
+  function maskOf(section, name) {
+    const equation = equationOf(section, name);
+    if (!equation || !["mask", "zero", "softmax", "normalize", "dropout"].includes(equation.rule)) return null;
+    return ["mask", "zero"].includes(equation.rule) ? rowsOf(section, equation.operands[1]) : maskOf(section, equation.operands[0]);
+  }
+
+  // Four decimals where there is room, else two; colours alone where not even these fit.
+  function layout(columns, labels, kind, wide, room) {
+    const head = labels.some((label) => label) ? Math.min(wide ? 100 : 64, 12 + 7.5 * Math.max(...labels.map((label) => [...label].length))) : 6;
+    const each = (room - head) / columns;
+    if (wide && each >= 54) return { digits: 4, head, cell: 54 };
+    const least = kind === "weights" ? 25 : 31;
+    return { digits: each >= least ? 2 : null, head, cell: Math.min(each, 42) };
+  }
+
+  function matrix(section, name, { transposed = false, owner = false, room, wide }) {
+    const shownNumbers = section.numbers[name], original = rowsOf(section, name), kind = shownNumbers.kind, largest = largestIn(original), mask = maskOf(section, name);
+    const rows = transposed ? original[0].map((_, column) => original.map((row) => row[column])) : original;
+    const axes = shownNumbers.axes.slice(-2), sizes = [original.length, original[0].length], lists = axes.map((axis, which) => labelsOf(section, axis, sizes[which]));
+    const [left, top] = transposed ? [lists[1], lists[0]] : lists, size = layout(top.length, left, kind, wide, room);
+    const table = element("table", { role: "grid", class: "matrix" + (size.digits === 4 ? "" : size.digits === 2 ? " two" : " none"), "data-array": name, "aria-label": (shownNumbers.symbol || name).replace("_", " ") + ", " + sizes.join(" by ") });
+    table.style.width = size.head + size.cell * top.length + "px";
+    const choosing = owner && ["query", "token"].includes(axes[0]) && !transposed;
+    const upright = top.some((label) => 7 * [...label].length > size.cell - 4);
+    if (top.some((label) => label)) {
+      const line = element("tr", {}, element("td", {}));
+      line.firstChild.style.width = size.head + "px";
+      line.append(...top.map((label) => element("th", { scope: "col", class: upright ? "upright" : undefined, title: label }, isolated(label))));
+      table.append(element("thead", {}, line));
+    }
     const body = element("tbody");
     rows.forEach((row, r) => {
-      const line = element("tr", {}, element("th", { scope: "row" }, isolated(labels[r])));
-      if (r === chosen) line.className = "chosen";
+      const header = element("th", { scope: "row", title: left[r] || undefined }, choosing ? button(isolated(left[r]), () => section.choose(r), { tabindex: "-1", "aria-label": "choose " + left[r] + " as the query" }) : isolated(left[r]));
+      header.style.width = size.head + "px";
+      const line = element("tr", {}, header);
+      if (choosing) line.dataset.query = r;
       row.forEach((number, c) => {
-        const cell = element("td", { "data-value": String(number), tabindex: r + c ? "-1" : "0" }, formatNumber(number));
-        if ((mask && !mask[r][c]) || !Number.isFinite(number)) { cell.className = "masked"; cell.setAttribute("aria-label", formatNumber(number) + ", masked"); }
+        const [x, y] = transposed ? [c, r] : [r, c], text = numbers.format(number, size.digits ?? 4), hidden = !Number.isFinite(number) || (mask && !mask[x][y]);
+        const cell = element("td", { role: "gridcell", tabindex: r + c ? "-1" : "0", "data-value": String(number), "data-place": name + "|" + whole(section, name, x, y).join(), "data-row": choosing ? r : undefined }, size.digits === null ? "" : text);
+        if (size.digits === null || hidden) cell.setAttribute("aria-label", (text || "nothing") + (hidden ? ", masked" : ""));
+        if (hidden) cell.className = "masked";
         else if (kind !== "plain") [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
         line.append(cell);
       });
       body.append(line);
     });
-    node.append(body);
-    node.addEventListener("keydown", moveInTable);
-    return node;
+    table.append(body);
+    const shape = arrayOf(section, name).shape, caption = element("figcaption", {}, symbol(shownNumbers.symbol || name), ...(transposed ? [element("sup", {}, "T")] : []));
+    if (shape.slice(-2).some((each) => each > 1)) caption.append(element("span", { class: "shape" }, "(" + (transposed ? [...shape.slice(0, -2), shape.at(-1), shape.at(-2)] : shape).join(", ") + ")"));
+    return element("figure", { class: "operand-matrix" }, table, caption);
   }
 
   function moveInTable(event) {
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    const step = steps[event.key], cell = event.target.closest("tbody td");
+    const step = steps[event.key], cell = event.target.closest("tbody td, tbody th");
     if (!step || !cell) return;
+    event.preventDefault();
     const row = cell.parentElement, rows = [...row.parentElement.children], column = [...row.children].indexOf(cell);
-    const next = rows[rows.indexOf(row) + step[0]]?.children[column + step[1]];
-    if (next?.tagName !== "TD") return;
-    cell.tabIndex = -1; next.tabIndex = 0; next.focus(); event.preventDefault();
+    const next = rows[rows.indexOf(row) + step[0]]?.children[column + step[1]], target = next?.tagName === "TH" ? next.querySelector("button") : next;
+    if (!target) return;
+    if (next.tagName === "TD") { for (const each of row.parentElement.querySelectorAll("td[tabindex='0']")) each.tabIndex = -1; next.tabIndex = 0; }
+    target.focus();
   }
+
+  // One equation: its matrices in a row, with signs between.
+  function figure(section, equation, number) {
+    const room = section.stage.clientWidth - 2, wide = innerWidth > 600;
+    const signs = rules.signs[equation.rule], line = element("div", { class: "line" }), last = signs.at(-1);
+    const transposed = equation.rule === "einsum" && equation.operands.length > 1 && ((terms) => terms[0].at(-1) === terms[1].at(-1))(equation.spec.split("->")[0].split(","));
+    let shown = equation.operands.map((name, which) => [name, which]);
+    if (equation.rule === "scale" && shown[2] && arrayOf(section, shown[2][0]).flat[0] === 1) shown = shown.slice(0, 2);
+    if (signs[0]) line.append(element("span", { class: "sign word" }, signs[0]));
+    shown.forEach(([name, which], position) => {
+      if (position) line.append(element("span", { class: "sign" + (/\w/.test(signs[position]) ? " word" : "") }, signs[position]));
+      line.append(matrix(section, name, { transposed: transposed && which === 1, owner: which === 0, room, wide }));
+    });
+    if (last) line.append(element("span", { class: "sign word" }, last));
+    line.append(element("span", { class: "sign" }, "="), matrix(section, equation.result, { owner: true, room, wide }));
+    const node = element("div", { class: "equation", role: "group", "aria-label": equation.name }, element("p", { class: "what" }, element("strong", {}, (number + 1) + " " + equation.name + ". "), equation.text), line);
+    return node;
+  }
+
+  // A small picture of an array.
+  function thumbnail(rows, kind, mask) {
+    const largest = largestIn(rows), picture = svg("svg", { viewBox: "0 0 " + rows[0].length + " " + rows.length, preserveAspectRatio: "none", "aria-hidden": "true" });
+    rows.forEach((row, r) => row.forEach((number, c) => {
+      if (Number.isFinite(number) && !(mask && !mask[r][c])) picture.append(svg("rect", { x: c, y: r, width: 1, height: 1, fill: colours(number, kind === "plain" ? "weights" : kind, largest)[0], "data-value": String(number) }));
+    }));
+    return picture;
+  }
+
+  // The words, and arcs between them
+
+  function arcs(section) {
+    const place = section.arcsPlace, many = section.tokens.length, narrow = section.root.clientWidth / many < 10 + 8 * Math.max(...section.tokens.map((token) => [...token].length));
+    section.words = section.tokens.map((token, index) => button("", () => section.choose(index), { role: "radio", class: "word", "data-query": index }));
+    section.words.forEach((word, index) => word.append(element("span", {}, isolated(section.tokens[index])), element("small", {})));
+    section.picture = svg("svg", { viewBox: "0 0 " + 100 * many + " 100", preserveAspectRatio: "none", role: "img" });
+    const words = element("div", { class: "words" + (narrow ? " upright" : ""), role: "radiogroup", "aria-label": "Query: the word whose attention is shown" }, ...section.words);
+    words.style.gridTemplateColumns = "repeat(" + many + ", minmax(0, 1fr))";
+    words.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      section.choose((section.query + step + many) % many);
+      section.words[section.query].focus();
+    });
+    place.replaceChildren(section.picture, words);
+  }
+
+  function drawArcs(section) {
+    if (!section.arcs) return;
+    const weights = rowsOf(section, section.arcs)[section.query], largest = Math.max(...weights), many = weights.length, mask = maskOf(section, section.arcs);
+    section.picture.setAttribute("aria-label", "Arcs from “" + section.tokens[section.query] + "”: " + section.tokens.map((token, index) => token + " " + numbers.format(weights[index])).join(", "));
+    section.picture.replaceChildren(...weights.flatMap((weight, key) => {
+      const from = 100 * section.query + 50, to = 100 * key + 50, rise = 25 + 105 * Math.abs(from - to) / (100 * many), share = largest ? weight / largest : 0;
+      const bend = key === section.query ? "M" + (from - 14) + " 100 c -16 -46 44 -46 28 0" : "M" + from + " 100 C" + from + " " + (100 - rise) + " " + to + " " + (100 - rise) + " " + to + " 100";
+      return weight > 0 ? [svg("path", { d: bend, "stroke-width": (.6 + 11 * share ** 2).toFixed(2), "stroke-opacity": (.25 + .7 * share).toFixed(2), "vector-effect": "non-scaling-stroke", "data-key": key, "data-value": String(weight) })] : [];
+    }));
+    section.words.forEach((word, index) => {
+      word.setAttribute("aria-checked", String(index === section.query)); word.tabIndex = index === section.query ? 0 : -1;
+      const isMasked = mask && !mask[section.query][index];
+      word.querySelector("small").textContent = isMasked ? "–" : numbers.format(weights[index], section.root.clientWidth / many > 60 ? 4 : 2);
+      word.setAttribute("aria-label", section.tokens[index] + (isMasked ? ", masked" : ", weight " + numbers.format(weights[index])));
+    });
+  }
+
+  // A small picture of each head; a click chooses the head.
+  function heads(section, place) {
+    const switches = section.switches.filter((each) => ["layer", "head"].includes(each.name));
+    if (!section.arcs || !switches.some((each) => each.name === "head") || !perHead(section, section.arcs)) return;
+    let states = [{}];
+    for (const each of switches) states = states.flatMap((state) => each.options.map(([value]) => ({ ...state, [each.name]: value })));
+    const focused = [...place.children].indexOf(document.activeElement), mask = maskOf(section, section.arcs);
+    place.replaceChildren(...states.map((state) => {
+      const picture = thumbnail(rowsOf(section, section.arcs, { ...section.state, ...state }), "weights", mask), name = switches.map((each) => each.name + " " + state[each.name]).join(", ");
+      const node = button(picture, () => { for (const each of switches) section.root.querySelector("[data-switch='" + each.name + "'] input[value='" + state[each.name] + "']").click(); }, { "aria-pressed": String(switches.every((each) => section.state[each.name] === state[each.name])) });
+      node.append(element("span", {}, name));
+      return node;
+    }));
+    place.children[focused]?.focus();
+  }
+
+  // Where a number comes from
+
+  const keyOf = ({ array, index }) => array + "|" + index.join();
+
+  function explain(section, place) {
+    const description = describe(section, place.array, place.index), panel = section.panel, lit = new Set();
+    const parts = [...description.sides.slice(0, 1).flatMap((side) => side.parts), ...description.also, ...description.why].filter((part) => part.array);
+    for (const part of parts) lit.add(keyOf(part));
+    for (const cell of section.stage.querySelectorAll(".lit, .source")) cell.classList.remove("lit", "source");
+    const open = section.boxes[section.step];
+    if (open) for (const cell of open.querySelectorAll("td[data-place]")) {
+      if (cell.dataset.place === keyOf(place)) cell.classList.add("lit");
+      else if (lit.has(cell.dataset.place)) cell.classList.add("source");
+    }
+    const follow = (part) => section.follow(part);
+    const why = element("p", { class: "why" }, ...writeParts(description.why, 6, follow));
+    if (description.equation) why.append(description.equation.text);
+    panel.replaceChildren(element("p", { class: "which" }, nameOf(section, place.array, place.index)), arithmetic(section, place.array, description, follow), why);
+    const other = description.equation && description.equation !== section.active[section.step];
+    section.open.textContent = other ? "Open step “" + description.equation.name + "”" : "Open its step";
+    section.open.disabled = !other;
+    section.back.disabled = !section.past.length;
+    section.shown = place;
+  }
+
+  // Reserves the height of the longest explanation, so that nothing below moves.
+  function reserve(section) {
+    let longest = { length: -1 };
+    for (const { result } of section.active) {
+      const [rows, columns] = arrayOf(section, result).shape.slice(-2);
+      for (const column of [0, columns - 1]) for (const row of new Set([0, section.query, rows - 1])) {
+        const description = describe(section, result, whole(section, result, row, column)), line = arithmetic(section, result, description);
+        const text = line.textContent + description.why.join("") + description.equation.text;
+        if (text.length > longest.length) longest = { length: text.length, line: line.textContent, why: description.why.map((part) => part.array ? "0.000000" : part).join("") + description.equation.text };
+      }
+    }
+    section.sizer.replaceChildren(element("p", { class: "which" }, "X"), element("p", { class: "arithmetic" }, longest.line + " 0.0000 · 0.0000 + 0.00"), element("p", { class: "why" }, longest.why + " and some more."));
+  }
+
+  // Saving the figure in view
 
   function save(name, picture) {
     const text = new XMLSerializer().serializeToString(picture);
@@ -106,153 +315,170 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  function pictureOfTables(tables) {
+  const letters = (text) => 7.5 * [...text].length;
+
+  function pictureOf(box) {
     const picture = svg("svg", { xmlns: "http://www.w3.org/2000/svg", "font-family": "sans-serif", "font-size": 12 });
-    const letters = (text) => 7.5 * [...text].length;
-    let top = 20, wide = 0;
-    for (const each of tables) {
-      const cells = [...each.rows].map((row) => [...row.cells].map((cell) => cell.textContent));
-      const side = 12 + Math.max(...cells.map((row) => letters(row[0]))), width = Math.max(62, ...cells[0].slice(1).map((text) => 8 + letters(text)));
-      wide = Math.max(wide, side + width * (cells[0].length - 1) + 8, 16 + 1.1 * letters(each.caption.textContent));
-      picture.append(svg("text", { x: 8, y: top, "font-weight": "bold" }, each.caption.textContent));
-      [...each.rows].forEach((row, r) => [...row.cells].forEach((cell, c) => {
-        const x = side + width * (c - 1), y = top + 8 + 24 * r, body = cell.tagName === "TD" && r;
-        if (body) picture.append(svg("rect", { x, y, width, height: 24, fill: cell.style.backgroundColor || "#ddd", stroke: "#999" }));
-        picture.append(svg("text", { x: c ? x + width / 2 : side - 6, y: y + 16, "text-anchor": c ? "middle" : "end", fill: body ? cell.style.color || "#333" : "#333" }, cell.textContent));
-      }));
-      top += 24 * each.rows.length + 40;
+    let x = 10, deepest = 0;
+    const text = (words, left, y, anchor = "middle", fill = "#222") => picture.append(svg("text", { x: left, y, "text-anchor": anchor, fill }, words));
+    const title = box.querySelector(".what").textContent;
+    text(title, 10, 20, "start");
+    for (const part of box.querySelector(".line").children) {
+      if (part.classList.contains("sign")) { const width = letters(part.textContent) + 14; text(part.textContent, x + width / 2, 90); x += width; continue; }
+      const table = part.querySelector("table"), side = Math.max(0, ...[...table.querySelectorAll("tbody th")].map((each) => letters(each.textContent))) + 8;
+      const width = Math.max(54, ...[...table.querySelectorAll("thead th")].map((each) => letters(each.textContent) + 8)), columns = table.tBodies[0].rows[0].cells.length - 1;
+      [...table.querySelectorAll("thead th")].forEach((each, c) => text(each.textContent, x + side + (c + .5) * width, 50));
+      [...table.tBodies[0].rows].forEach((row, r) => {
+        text(row.cells[0].textContent, x + side - 6, 72 + 24 * r, "end");
+        [...row.cells].slice(1).forEach((cell, c) => {
+          picture.append(svg("rect", { x: x + side + c * width, y: 56 + 24 * r, width, height: 24, fill: cell.style.backgroundColor || "#ddd", stroke: "#999" }));
+          text(numbers.format(Number(cell.dataset.value)), x + side + (c + .5) * width, 72 + 24 * r, "middle", cell.style.color || "#333");
+        });
+      });
+      const bottom = 56 + 24 * table.tBodies[0].rows.length;
+      text(part.querySelector("figcaption").textContent, x + side + columns * width / 2, bottom + 20);
+      deepest = Math.max(deepest, bottom + 30); x += side + columns * width + 10;
     }
-    picture.setAttribute("viewBox", "0 0 " + wide + " " + top); picture.setAttribute("width", wide); picture.setAttribute("height", top);
+    const wide = Math.max(x, letters(title) + 20);
+    for (const [key, value] of Object.entries({ viewBox: "0 0 " + wide + " " + deepest, width: wide, height: deepest })) picture.setAttribute(key, value);
     return picture;
   }
 
-  function saveButton(name, make) {
-    const button = element("button", { type: "button" }, "Save as SVG");
-    button.setAttribute("aria-label", "Save as SVG: " + name);
-    button.addEventListener("click", () => save(name, make()));
-    return button;
+  function pictureOfArcs(section) {
+    const copy = section.picture.cloneNode(true), wide = 100 * section.tokens.length;
+    for (const [key, value] of Object.entries({ xmlns: "http://www.w3.org/2000/svg", viewBox: "0 0 " + wide + " 150", width: wide, height: 150, "font-family": "sans-serif" })) copy.setAttribute(key, value);
+    for (const path of copy.querySelectorAll("path")) { path.setAttribute("fill", "none"); path.setAttribute("stroke", "#0b57a4"); }
+    section.tokens.forEach((token, index) => copy.append(svg("text", { x: 100 * index + 50, y: 120, "text-anchor": "middle" }, token), svg("text", { x: 100 * index + 50, y: 140, "text-anchor": "middle", "font-size": 11 }, section.words[index].querySelector("small").textContent)));
+    return copy;
   }
 
-  function arcs(section, place) {
-    const weights = arrayOfHead(section, section.arcs)[section.query], chosen = data.tokens[section.query];
-    const widths = data.tokens.map((token) => Math.max(Math.min(Math.max(place.clientWidth / data.tokens.length, 46), 130), 8 + 8 * [...token].length)), ends = [0];
-    widths.forEach((width) => ends.push(ends.at(-1) + width));
-    const middle = (index) => ends[index] + widths[index] / 2, wide = ends.at(-1), base = 130;
-    const summary = data.tokens.map((token, index) => token + " " + formatNumber(weights[index])).join(", ");
-    const picture = svg("svg", { viewBox: "0 0 " + wide + " 190", width: wide, height: 190, role: "img", "aria-label": "Arcs from “" + chosen + "”: " + summary });
-    weights.forEach((weight, key) => {
-      const from = middle(section.query), to = middle(key), share = Math.min(Math.max(weight, 0), 1), rise = 30 + 130 * Math.abs(from - to) / wide;
-      const bend = key === section.query ? "M" + (from - 8) + " " + base + " c -22 -46 38 -46 16 0" : "M" + from + " " + base + " C" + from + " " + (base - rise) + " " + to + " " + (base - rise) + " " + to + " " + base;
-      if (share > 0) picture.append(svg("path", { d: bend, "stroke-width": .5 + 9 * share, "stroke-opacity": .25 + .75 * share, "data-key": key, "data-value": String(weight) }));
-      picture.append(svg("text", { x: to, y: base + 20, "text-anchor": "middle", "font-size": 14, class: key === section.query ? "chosen" : "" }, data.tokens[key]));
-      picture.append(svg("text", { x: to, y: base + 40, "text-anchor": "middle", "font-size": 11, class: "amount" }, formatNumber(weight)));
-    });
-    const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": section.root.querySelector("h2").textContent + ": arcs" }, picture);
-    place.replaceChildren(scroll, saveButton(section.id + " arcs", () => {
-      const copy = picture.cloneNode(true);
-      copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
-      for (const path of copy.querySelectorAll("path")) { path.setAttribute("fill", "none"); path.setAttribute("stroke", "#0b57a4"); }
-      for (const text of copy.querySelectorAll("text")) text.setAttribute("font-family", "sans-serif");
-      return copy;
-    }));
-    // Scroll to show both ends of the strongest arc, or else its start.
-    const from = middle(section.query), to = middle(weights.indexOf(Math.max(...weights)));
-    scroll.scrollLeft = (Math.abs(from - to) < scroll.clientWidth - 60 ? (from + to) / 2 : from) - scroll.clientWidth / 2;
-  }
+  // Sections
 
-  // A small picture of each head; a click chooses the head.
-  function heads(section, place) {
-    const switches = section.switches.filter((each) => ["layer", "head"].includes(each.name));
-    if (!switches.length) return;
-    let states = [{}];
-    for (const each of switches) states = states.flatMap((state) => each.options.map(([value]) => ({ ...state, [each.name]: value })));
-    const focused = [...place.children].indexOf(document.activeElement);
-    place.replaceChildren(...states.map((state) => {
-      const rows = arrayOf(section, section.arcs, { ...section.state, ...state })[state.head], side = 84 / rows.length, name = switches.map((each) => each.name + " " + state[each.name]).join(", ");
-      const picture = svg("svg", { viewBox: "0 0 84 84", width: 84, height: 84, "aria-hidden": "true" });
-      rows.forEach((row, r) => row.forEach((weight, c) => {
-        if (c <= r) picture.append(svg("rect", { x: c * side, y: r * side, width: side, height: side, fill: colours(weight, "weights", 1)[0], "data-value": String(weight) }));
-      }));
-      const button = element("button", { type: "button", "aria-pressed": String(switches.every((each) => section.state[each.name] === state[each.name])) }, picture, element("span", {}, name));
-      button.addEventListener("click", () => { for (const each of switches) section.root.querySelector("[data-switch='" + each.name + "'] input[value='" + state[each.name] + "']").click(); });
-      return button;
-    }));
-    place.children[focused]?.focus();
-  }
-
-  function stepRows(section, step) {
-    const axes = section.numbers[step.array].axes.filter((axis) => axis !== "head"), rows = arrayOfHead(section, step.array)[section.query];
-    return axes.length === 3 ? [rows, axes.slice(1)] : [[rows], [axes[0], axes[1]]];
-  }
-
-  function stepper(section) {
-    const step = section.steps[section.step], chosen = data.tokens[section.query];
-    const [rows, axes] = stepRows(section, step), columns = labelsOf(section, axes[1], rows[0].length);
-    section.stepButtons.forEach((button, index) => index === section.step ? button.setAttribute("aria-current", "step") : button.removeAttribute("aria-current"));
-    // The attribute "disabled" would take the keyboard's focus away.
-    section.back.setAttribute("aria-disabled", String(section.step === 0));
-    section.next.setAttribute("aria-disabled", String(section.step === section.steps.length - 1));
-    const node = table(section, "“" + chosen + "”: " + step.name, rows, axes, /weight|softmax|dropout/.test(step.name) && rows.length === 1 ? "weights" : "scores", null, -1, largestIn(rows));
-    if (rows.length === 1) node.querySelector("tbody th").replaceChildren(isolated(chosen));
-    section.stepTable.replaceChildren(node);
-    const numbers = rows.length === 1 ? ": " + rows[0].map((number, index) => columns[index] + " " + formatNumber(number)).join(", ") : "";
-    section.live.textContent = "Step " + (section.step + 1) + " of " + section.steps.length + ", " + step.name + ": " + step.text + numbers + ".";
-  }
-
-  function figures(section) {
-    section.figures.forEach((figure, index) => {
-      const place = section.root.querySelector("[data-figure='" + index + "']"), numbers = section.numbers[figure.array];
-      const array = arrayOf(section, figure.array), axes = numbers.axes.slice(-2), many = numbers.axes.length === 3;
-      const mask = figure.mask ? arrayOf(section, figure.mask) : null, titles = many ? labelsOf(section, numbers.axes[0], array.length) : [];
-      const chosen = ["query", "token"].includes(axes[0]) ? section.query : -1;
-      const tables = (many ? array : [array]).map((rows, each) => table(section, many ? figure.title + ", " + titles[each] : figure.title, rows, axes, figure.kind, mask, chosen, largestIn(many ? array.flat() : array)));
-      const scrolls = tables.map((each) => element("div", { class: "scroll" }, each));
-      place.replaceChildren(element("div", { class: "small" }, ...scrolls), saveButton(section.id + " " + figure.title, () => pictureOfTables(tables)));
-    });
-  }
-
-  function update(section) { heads(section, section.root.querySelector(".heads")); arcs(section, section.root.querySelector(".arcs")); stepper(section); figures(section); }
-
-  function radios(section, legend, name, options, checked, choose) {
+  function radios(section, { name, label, options }) {
     const row = element("div", { class: "options" });
-    for (const [value, label] of options) {
+    for (const [value, text] of options) {
       const input = element("input", { type: "radio", name: section.id + "-" + name, value });
-      input.checked = value === checked;
-      input.addEventListener("change", () => { choose(value); update(section); });
-      const text = element("span", {}, isolated(label));
-      row.append(element("label", {}, input, text));
+      input.checked = value === section.state[name];
+      input.addEventListener("change", () => { section.state[name] = value; section.past = []; rebuild(section); });
+      row.append(element("label", {}, input, element("span", {}, isolated(text))));
     }
-    return element("fieldset", { "data-switch": name }, element("legend", {}, legend), row);
+    return element("fieldset", { "data-switch": name }, element("legend", {}, label), row);
   }
 
-  for (const section of data.sections) {
-    section.root = document.getElementById(section.id);
-    section.query = data.query; section.step = 0;
-    section.state = Object.fromEntries(section.switches.map((each) => [each.name, each.initial]));
-    const controls = section.root.querySelector(".controls");
-    const tokens = data.tokens.map((token, index) => [String(index), token]);
-    controls.append(radios(section, "Query: the token whose attention is shown", "query", tokens, String(section.query), (value) => { section.query = Number(value); }));
-    for (const each of section.switches) controls.append(radios(section, each.label, each.name, each.options, section.state[each.name], (value) => { section.state[each.name] = value; }));
-    const move = (to) => { section.step = Math.min(Math.max(to, 0), section.steps.length - 1); stepper(section); };
-    section.back = element("button", { type: "button" }, "Back"); section.next = element("button", { type: "button" }, "Next");
-    section.back.addEventListener("click", () => move(section.step - 1)); section.next.addEventListener("click", () => move(section.step + 1));
-    section.stepButtons = section.steps.map((step, index) => { const button = element("button", { type: "button" }, step.name); button.addEventListener("click", () => move(index)); return button; });
-    section.live = element("p", { "aria-live": "polite" }); section.stepTable = element("div", { class: "scroll" });
-    const list = element("ol", {}, ...section.stepButtons.map((button) => element("li", {}, button)));
-    section.root.querySelector(".stepper").append(element("div", { class: "step" }, section.back, list, section.next), section.live, section.stepTable);
-    for (const part of section.root.querySelectorAll(".needs-script")) part.hidden = false;
-    update(section);
+  // Draw everything again: for another setting of the switches, or another width.
+  function rebuild(section) {
+    const was = section.active?.[section.step]?.result, mode = section.active?.[section.step]?.name;
+    section.active = taken(section);
+    heads(section, section.root.querySelector(".heads"));
+    if (section.arcs) arcs(section);
+    drawArcs(section);
+    if (!section.active.length) return;
+    const again = [section.active.findIndex((each) => each.result === was && each.name === mode), section.active.findIndex((each) => each.result === was), section.active.findIndex((each) => each.name === mode)].find((each) => each >= 0);
+    section.step = Math.min(was === undefined ? section.opened : again ?? section.step, section.active.length - 1);
+    section.boxes = section.active.map((equation, number) => figure(section, equation, number));
+    section.stage.replaceChildren(...section.boxes);
+    section.thumbs = section.active.map((equation, number) => {
+      const node = button(thumbnail(rowsOf(section, equation.result), section.numbers[equation.result].kind, maskOf(section, equation.result)), () => section.go(number), { title: equation.text });
+      node.append(element("span", {}, symbol(section.numbers[equation.result].symbol || equation.result), element("small", {}, equation.name)));
+      return node;
+    });
+    section.strip.replaceChildren(...section.thumbs.map((node) => element("li", {}, node)));
+    reserve(section);
+    section.go(section.step);
   }
+
+  function markQuery(section) {
+    for (const row of section.stage.querySelectorAll("tr[data-query]")) row.classList.toggle("chosen", Number(row.dataset.query) === section.query);
+  }
+
+  function fill(section) {
+    section.root = document.getElementById(section.id);
+    section.state = Object.fromEntries(section.switches.map((each) => [each.name, each.initial]));
+    section.past = [];
+    const find = (name) => section.root.querySelector(name);
+    find(".controls").append(...section.switches.map((each) => radios(section, each)));
+    section.arcsPlace = find(".arcs");
+    section.stage = element("div", { class: "stage" });
+    section.strip = element("ol", { class: "strip" });
+    section.panel = element("div", { class: "panel", "aria-live": "polite" });
+    section.sizer = element("div", { class: "panel sizer", "aria-hidden": "true" });
+    section.back = button("Back", () => { const [step, place] = section.past.pop(); section.step = step; section.show(place); });
+    section.open = button("Open its step", () => section.follow(section.selected));
+    section.previous = button("Previous", () => section.go(section.step - 1));
+    section.next = button("Next step", () => section.go(section.step + 1));
+
+    section.choose = (query) => {
+      section.query = query;
+      drawArcs(section);
+      if (!section.active.length) return;
+      markQuery(section);
+      const { array, index } = section.selected, axis = section.numbers[array].axes.at(-2), column = index.at(-1);
+      if (["query", "token"].includes(axis)) section.select({ array, index: whole(section, array, query, column) });
+    };
+    // Open a step, and one of its numbers.
+    section.show = (place) => {
+      section.boxes.forEach((box, number) => { box.classList.toggle("open", number === section.step); box.inert = number !== section.step; });
+      section.thumbs.forEach((thumb, number) => number === section.step ? thumb.setAttribute("aria-current", "step") : thumb.removeAttribute("aria-current"));
+      section.previous.setAttribute("aria-disabled", String(section.step === 0));
+      section.next.setAttribute("aria-disabled", String(section.step === section.active.length - 1));
+      markQuery(section);
+      section.select(place);
+    };
+    section.go = (step) => {
+      section.step = Math.min(Math.max(step, 0), section.active.length - 1);
+      const { result } = section.active[section.step], [rows] = arrayOf(section, result).shape.slice(-2);
+      section.show({ array: result, index: whole(section, result, Math.min(section.query, rows - 1), 0) });
+    };
+    section.select = (place) => { section.selected = place; explain(section, place); };
+    section.follow = (part) => {
+      const equation = equationOf(section, part.array), step = section.active.indexOf(equation);
+      section.past.push([section.step, section.selected]);
+      if (equation && part.array.length && step !== section.step) section.step = step;
+      section.show({ array: part.array, index: part.index });
+      section.boxes[section.step].querySelector("td[data-place='" + CSS.escape(keyOf(part)) + "']")?.focus({ preventScroll: true });
+    };
+    if (!section.equations.length) { find(".view").hidden = false; return rebuild(section); }
+
+    const placeOf = (target) => {
+      const cell = target.closest?.("td[data-place]");
+      if (!cell) return null;
+      const [array, index] = cell.dataset.place.split("|");
+      return { cell, place: { array, index: index.split(",").map(Number) } };
+    };
+    const selectCell = (event) => {
+      const found = placeOf(event.target);
+      if (!found) return;
+      section.select(found.place);
+      if (found.cell.dataset.row !== undefined && Number(found.cell.dataset.row) !== section.query) { section.query = Number(found.cell.dataset.row); drawArcs(section); markQuery(section); }
+    };
+    section.stage.addEventListener("focusin", selectCell);
+    section.stage.addEventListener("click", selectCell);
+    section.stage.addEventListener("pointerover", (event) => { const found = event.pointerType === "mouse" && placeOf(event.target); if (found) explain(section, found.place); });
+    section.stage.addEventListener("pointerleave", () => { if (section.shown !== section.selected) explain(section, section.selected); });
+    section.stage.addEventListener("keydown", moveInTable);
+    const saveIt = button("Save figure as SVG", () => save(section.id + " " + section.active[section.step].name, pictureOf(section.boxes[section.step])));
+    find(".view").append(section.strip, element("div", { class: "steps" }, section.previous, section.next, saveIt), section.stage,
+      element("div", { class: "origin", role: "region", "aria-label": "Where this number comes from" }, section.panel, section.sizer, element("div", { class: "trail" }, section.back, section.open)));
+    find(".view").hidden = false;
+    rebuild(section);
+  }
+
+  for (const part of document.querySelectorAll(".needs-script")) part.hidden = false;
+  for (const section of data.sections) fill(section);
 
   let width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth !== width) for (const section of data.sections) arcs(section, section.root.querySelector(".arcs"));
+    if (innerWidth !== width) for (const section of data.sections) rebuild(section);
     width = innerWidth;
   });
 
   const theme = document.getElementById("theme"), root = document.documentElement;
-  const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  const label = () => { theme.textContent = dark() ? "Light colours" : "Dark colours"; };
-  theme.hidden = false; label();
-  theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; label(); });
+  if (theme) {
+    const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const label = () => { theme.textContent = dark() ? "Light colours" : "Dark colours"; };
+    label();
+    theme.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; label(); });
+  }
+  // In a notebook's frame, the frame takes the height of the page.
+  try { if (window.frameElement) window.frameElement.style.height = document.documentElement.scrollHeight + 8 + "px"; } catch { /* a frame of another origin keeps its height */ }
 })();

@@ -77,9 +77,9 @@ def _with_report(story: Story, file: Path) -> Story:
     noun, before = report.attention.max(), report.attention_before[layer, head]
     summary = (
         f"Asked to choose between him and her, the model is right in {report.accuracy:.1%} of sentences whose pair of "
-        f"noun and verb it never saw; the previous word alone gives {report.bigram:.1%}. At the pronoun, head {head} of "
-        f"layer {layer} gives the noun that is meant {noun:.2f} of its attention, averaged over these sentences; before "
-        f"training it gave {before:.2f}."
+        f"noun and verb it never saw; the previous word alone gives {report.bigram:.1%}. At the pronoun, head {head} "
+        f"of layer {layer} gives the noun {noun:.2f} of its attention, averaged over these sentences; one word earlier "
+        f"it gives {before:.2f}."
     )
     pronouns = [number for number, token in enumerate(story.tokens) if token in PRONOUNS]
     return story._replace(query=pronouns[-1] if pronouns else story.query, best_head=(layer, head), summary=summary)
