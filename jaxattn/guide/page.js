@@ -131,20 +131,24 @@
   }
 
   // Four decimals where there is room, else two; colours alone where not even these fit.
-  function layout(columns, labels, kind, wide, room) {
-    const head = labels.some((label) => label) ? Math.min(wide ? 100 : 64, 12 + 7.5 * Math.max(...labels.map((label) => [...label].length))) : 6;
-    const each = (room - head) / columns;
-    if (wide && each >= 54) return { digits: 4, head, cell: 54 };
+  const headWidth = (labels, wide) => labels.some((label) => label) ? Math.min(wide ? 100 : 64, 12 + 7 * Math.max(...labels.map((label) => [...label].length))) : 6;
+
+  function layout(columns, labels, kind, wide, room, largest, integers) {
+    const head = headWidth(labels, wide), each = (room - head) / columns;
+    if (integers && wide) return { digits: 4, head, cell: Math.min(30, each) };
+    if (wide && each >= 44) return { digits: 4, head, cell: Math.max(44, Math.min(largest, each)) };
     const least = kind === "weights" ? 25 : 31;
     return { digits: each >= least ? 2 : null, head, cell: Math.min(each, 42) };
   }
 
-  function matrix(section, name, { transposed = false, owner = false, room, wide }) {
+  const columnsOfIntegers = (rows) => rows[0].length > 1 && rows.flat().every(Number.isInteger);
+
+  function matrix(section, name, { transposed = false, owner = false, room, wide, cell: widest = 54 }) {
     const shownNumbers = section.numbers[name], original = rowsOf(section, name), kind = shownNumbers.kind, largest = largestIn(original), mask = maskOf(section, name);
     const rows = transposed ? original[0].map((_, column) => original.map((row) => row[column])) : original;
     const axes = shownNumbers.axes.slice(-2), sizes = [original.length, original[0].length], lists = axes.map((axis, which) => labelsOf(section, axis, sizes[which]));
-    const [left, top] = transposed ? [lists[1], lists[0]] : lists, size = layout(top.length, left, kind, wide, room);
-    const table = element("table", { role: "grid", class: "matrix" + (size.digits === 4 ? "" : size.digits === 2 ? " two" : " none"), "data-array": name, "aria-label": (shownNumbers.symbol || name).replace("_", " ") + ", " + sizes.join(" by ") });
+    const [left, top] = transposed ? [lists[1], lists[0]] : lists, size = layout(top.length, left, kind, wide, room, widest, columnsOfIntegers(original));
+    const table = element("table", { role: "grid", class: "matrix" + (size.digits === 4 ? (size.cell < 52 ? " dense" : "") : size.digits === 2 ? " two" : " none"), "data-array": name, "aria-label": (shownNumbers.symbol || name).replace("_", " ") + ", " + sizes.join(" by ") });
     table.style.width = size.head + size.cell * top.length + "px";
     const choosing = owner && ["query", "token"].includes(axes[0]) && !transposed;
     const upright = top.some((label) => 7 * [...label].length > size.cell - 4);
@@ -195,13 +199,21 @@
     const transposed = equation.rule === "einsum" && equation.operands.length > 1 && ((terms) => terms[0].at(-1) === terms[1].at(-1))(equation.spec.split("->")[0].split(","));
     let shown = equation.operands.map((name, which) => [name, which]);
     if (equation.rule === "scale" && shown[2] && arrayOf(section, shown[2][0]).flat[0] === 1) shown = shown.slice(0, 2);
+    // Cells as wide as lets all matrices stand in one line.
+    const columns = [...shown.map(([name, which]) => [name, transposed && which === 1]), [equation.result, false]].map(([name, turned]) => {
+      const shape = arrayOf(section, name).shape, axes = section.numbers[name].axes;
+      const head = headWidth(labelsOf(section, axes.at(turned ? -1 : -2), shape.at(turned ? -1 : -2)), wide), cells = shape.at(turned ? -2 : -1);
+      return columnsOfIntegers(rowsOf(section, name)) ? { head: head + 30 * cells, cells: 0 } : { head, cells };
+    });
+    const space = room - columns.reduce((sum, each) => sum + each.head, 0) - 22 * columns.length - signs.reduce((sum, sign) => sum + (/\w/.test(sign) ? 8 * sign.length + 14 : 14), 30);
+    const cell = Math.max(44, Math.min(54, Math.floor(space / columns.reduce((sum, each) => sum + each.cells, 0))));
     if (signs[0]) line.append(element("span", { class: "sign word" }, signs[0]));
     shown.forEach(([name, which], position) => {
       if (position) line.append(element("span", { class: "sign" + (/\w/.test(signs[position]) ? " word" : "") }, signs[position]));
-      line.append(matrix(section, name, { transposed: transposed && which === 1, owner: which === 0, room, wide }));
+      line.append(matrix(section, name, { transposed: transposed && which === 1, owner: which === 0, room, wide, cell }));
     });
     if (last) line.append(element("span", { class: "sign word" }, last));
-    line.append(element("span", { class: "sign" }, "="), matrix(section, equation.result, { owner: true, room, wide }));
+    line.append(element("span", { class: "sign" }, "="), matrix(section, equation.result, { owner: true, room, wide, cell }));
     const node = element("div", { class: "equation", role: "group", "aria-label": equation.name }, element("p", { class: "what" }, element("strong", {}, (number + 1) + " " + equation.name + ". "), equation.text), line);
     return node;
   }
@@ -283,7 +295,7 @@
     }
     const follow = (part) => section.follow(part);
     const why = element("p", { class: "why" }, ...writeParts(description.why, 6, follow));
-    if (description.equation) why.append(description.equation.text);
+    if (description.equation && description.equation !== section.active[section.step]) why.append(description.equation.text);
     panel.replaceChildren(element("p", { class: "which" }, nameOf(section, place.array, place.index)), arithmetic(section, place.array, description, follow), why);
     const other = description.equation && description.equation !== section.active[section.step];
     section.open.textContent = other ? "Open step “" + description.equation.name + "”" : "Open its step";

@@ -106,8 +106,8 @@ const rules = (() => {
     write: { einsum, softmax, normalize, scale, mask, zero, dropout, additive, rotate, join, split, row_sum, product: elementwise(" · ", (a, b) => a * b), sum: elementwise(" + ", (a, b) => a + b) },
     // What stands before, between and after the operands of an equation.
     signs: {
-      softmax: ["softmax", ""], mask: ["mask", ", by", ""], normalize: ["", "/ its row's sums"], scale: ["", "/ √", "/", ""], zero: ["", "⊙", ""], product: ["", "⊙", "⊙", "⊙", "⊙", ""],
-      sum: ["", "+", "+", ""], dropout: ["dropout", ", draws", ", rate", ""], additive: ["", "and", "by v · tanh:", ""], rotate: ["rotate", "by", ""], join: ["all heads of", ""], split: ["columns of", ""], row_sum: ["row sums of", ""],
+      softmax: ["softmax", ""], mask: ["mask", "by", ""], normalize: ["", "/ its row's sums"], scale: ["", "/ √", "/", ""], zero: ["", "⊙", ""], product: ["", "⊙", "⊙", "⊙", "⊙", ""],
+      sum: ["", "+", "+", ""], dropout: ["dropout", "draws", "rate", ""], additive: ["", "and", "by v · tanh:", ""], rotate: ["rotate", "by", ""], join: ["all heads of", ""], split: ["columns of", ""], row_sum: ["row sums of", ""],
       einsum: ["", "·", "+", ""],
     },
   };

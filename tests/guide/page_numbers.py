@@ -37,7 +37,13 @@ def assert_same(actual, expected):
 
 def expected_numbers(story):
     """The function of each section."""
-    return {"simple": simple(story), "trainable": trainable(story), "causal": causal(story), "heads": heads(story)}
+    return {
+        "simple": simple(story),
+        "trainable": trainable(story),
+        "causal": causal(story),
+        "dropout": dropped(story),
+        "heads": heads(story),
+    }
 
 
 def simple(story):
@@ -46,10 +52,8 @@ def simple(story):
     ways = {"softmax": attention_weights(scores), "divide": scores / scores.sum(-1, keepdims=True)}
     return lambda setting: {
         "inputs": x,
-        "products": x[:, None] * x[None],
         "scores": scores,
         "weights": ways[setting["way"]],
-        "weighted vectors": ways[setting["way"]][..., None] * x[None],
         "context": context_vectors(ways[setting["way"]], x),
     }
 
@@ -77,12 +81,26 @@ def trainable(story):
     return numbers
 
 
-def causal(story):
+def masked(story):
+    """What the sections of the mask and of dropout share."""
     queries, keys, values = project(story.causal["params"], story.inputs)
-    T, root = len(story.tokens), queries.shape[-1] ** -0.5
-    scores, mask = attention_scores(queries, keys), jnp.tril(jnp.ones((T, T), bool))
-    scaled = scores * jnp.float32(root)
-    masked, unmasked = jnp.where(mask, scaled, -jnp.inf), attention_weights(scores, scale=root)
+    scores, mask = attention_scores(queries, keys), jnp.tril(jnp.ones((len(story.tokens),) * 2, bool))
+    scaled = scores * jnp.float32(queries.shape[-1] ** -0.5)
+    return {
+        "queries": queries,
+        "keys": keys,
+        "values": values,
+        "scores": scores,
+        "scaled": scaled,
+        "mask": mask,
+        "masked": jnp.where(mask, scaled, -jnp.inf),
+    }
+
+
+def causal(story):
+    shared = masked(story)
+    scores, mask, root = shared["scores"], shared["mask"], shared["queries"].shape[-1] ** -0.5
+    unmasked = attention_weights(scores, scale=root)
     ways = {
         "before": attention_weights(scores, mask, scale=root),
         "after": jnp.where(mask, unmasked, 0),
@@ -90,25 +108,30 @@ def causal(story):
     }
 
     def numbers(setting):
-        rate, key, way = float(setting["rate"]), jax.random.key(int(setting["key"])), setting["way"]
-        drop = lambda array: dropout(array, rate, key) if rate else array  # noqa: E731
-        kept_weights = drop(ways[way])
-        return {
-            "queries": queries,
-            "keys": keys,
-            "values": values,
-            "scores": scores,
-            "scaled": scaled,
-            "masked": masked,
-            "before softmax": masked if way == "before" else scaled,
-            "softmax": ways["before"] if way == "before" else unmasked,
-            "weights": ways[way],
-            "ways": jnp.stack(list(ways.values())),
-            "differences": [[jnp.abs(a - b).max() for b in ways.values()] for a in ways.values()],
-            "kept": drop(jnp.ones((T, T))) > 0,
+        weights = ways[setting["way"]]
+        return shared | {
+            "unmasked": unmasked,
+            "zeroed": ways["after"],
+            "weights": weights,
+            "sums": Near(weights.sum(-1, keepdims=True)),
+            "context": context_vectors(weights, shared["values"]),
+        }
+
+    return numbers
+
+
+def dropped(story):
+    shared = masked(story)
+    weights = attention_weights(shared["scores"], shared["mask"], scale=shared["queries"].shape[-1] ** -0.5)
+
+    def numbers(setting):
+        rate, key = float(setting["rate"]), jax.random.key(int(setting["key"]))
+        kept_weights = dropout(weights, rate, key) if rate else weights
+        return shared | {
+            "weights": weights,
             "kept weights": kept_weights,
-            "sums": kept_weights.sum(-1, keepdims=True),
-            "context": context_vectors(kept_weights, values),
+            "sums": Near(kept_weights.sum(-1, keepdims=True)),
+            "context": context_vectors(kept_weights, shared["values"]),
         }
 
     return numbers
@@ -138,6 +161,7 @@ def heads(story):
         scaled, context = scores * queries.shape[-1] ** -0.5, weights @ values
         return {
             "joined queries": Near(join(queries)),
+            "joined values": Near(join(values)),
             "queries": Near(queries),
             "keys": Near(keys),
             "values": Near(values),
@@ -148,10 +172,8 @@ def heads(story):
             "context": Near(context),
             "concatenation": Near(join(context)),
             "output": output,
-            "differences": Near(np.zeros((5, 1))),
             "W out": out["kernel"],
             "bias": out["bias"][None],
-            "projected output": results["projected"][0],
         }
 
     return numbers

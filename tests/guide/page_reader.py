@@ -1,8 +1,10 @@
-"""Reads every number from the page in a browser, in every setting of the switches."""
+"""Reads every number from the page in a browser, with its arithmetic, in every setting of the switches."""
 
+import base64
 import html
 import itertools
 import json
+import math
 import re
 
 import numpy as np
@@ -10,27 +12,20 @@ from page_numbers import Near, assert_same
 
 from jaxattn.guide.page import format_number
 
-# For one setting of the switches: what is shown for every query, at every step.
+# For one setting of the switches: every number of every step, and what its click says.
 READ = """
-const [root, setting, tokens] = arguments;
-const cells = (row) => [...row.querySelectorAll("td")].map((cell) => [cell.dataset.value, cell.textContent]);
-const rows = (table) => [...table.tBodies[0].rows].map(cells);
-const choose = (name, value) => root.querySelector(`[data-switch='${name}'] input[value='${value}']`).click();
-for (const [name, value] of Object.entries(setting)) choose(name, value);
-const views = [];
-for (let query = 0; query < tokens; query++) {
-  choose("query", query);
-  const steps = [...root.querySelectorAll(".step ol button")].map((button) => {
-    button.click();
-    return rows(root.querySelector(".stepper table"));
-  });
-  const figures = [...root.querySelectorAll(".figure")].map((each) => [...each.querySelectorAll("table")].map(rows));
-  const arcs = [...root.querySelectorAll(".arcs text.amount")].map((text) => text.textContent);
-  const entries = (picture) => [...picture.querySelectorAll("rect")].map((entry) => entry.dataset.value);
-  const heads = [...root.querySelectorAll(".heads button")].map(entries);
-  views.push({ steps, figures, arcs, heads });
+const [root, setting] = arguments;
+for (const [name, value] of Object.entries(setting)) root.querySelector(`[data-switch='${name}'] input[value='${value}']`).click();
+const read = [];
+for (const step of root.querySelectorAll(".strip button")) {
+  step.click();
+  for (const cell of root.querySelectorAll(".equation.open td[data-place]")) {
+    cell.click();
+    const panel = root.querySelector(".panel:not(.sizer)");
+    read.push([cell.dataset.place, cell.dataset.value, cell.textContent, panel.querySelector(".arithmetic").textContent]);
+  }
 }
-return views;
+return read;
 """
 
 
@@ -44,58 +39,75 @@ def section_data(page, section_id):
     return section
 
 
-def check_section(browser, section, expected, tokens):
-    """Choose every setting of the switches, every query and every step, and compare whatever is shown."""
-    root = browser.find_element("id", section["id"])
+def settings(section):
     names = [switch["name"] for switch in section["switches"]]
     values = [[value for value, _ in switch["options"]] for switch in section["switches"]]
-    for combination in itertools.product(*values):
-        setting = dict(zip(names, combination, strict=True))
-        numbers = expected(setting)
-        for query, view in enumerate(browser.execute_script(READ, root, setting, tokens)):
-            check_steps(section, view["steps"], numbers, setting, query)
-            check_figures(section, view["figures"], numbers)
-            check_weights(section, view, numbers, setting, query)
+    return [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def check_steps(section, tables, numbers, setting, query):
-    for step, rows in zip(section["steps"], tables, strict=True):
-        whole = numbers[step["array"]]
-        row = as_array(whole)
-        row = row[int(setting["head"])] if has_heads(section, step["array"]) else row
-        row = row[query] if row.ndim == 3 else row[query][None]
-        assert_same(read(rows), Near(row) if isinstance(whole, Near) else row)
+def check_section(browser, section, expected, chosen=None):
+    """Choose every setting of the switches, every step and every number; compare it, and evaluate its arithmetic."""
+    root = browser.find_element("id", section["id"])
+    for setting in chosen or settings(section):
+        numbers, shown = expected(setting), {}
+        for place, value, text, arithmetic in browser.execute_script(READ, root, setting):
+            name, index = place.split("|")
+            number = float(value.replace("Infinity", "inf"))
+            assert text == format_number(number), place
+            check_arithmetic(arithmetic, number)
+            shown.setdefault(name, {})[tuple(map(int, index.split(",")))] = number
+        for name, entries in shown.items():
+            if name in numbers:
+                check_array(numbers[name], entries)
+        assert {"weights", "context"} <= shown.keys() & numbers.keys()
 
 
-def check_figures(section, figures, numbers):
-    for figure, tables in zip(section["figures"], figures, strict=True):
-        shown = np.stack([read(rows) for rows in tables])
-        is_many = len(section["numbers"][figure["array"]]["axes"]) == 3
-        assert_same(shown if is_many else shown[0], numbers[figure["array"]])
+def check_array(expected, entries):
+    """The entries of an array that were shown: all of them, or those of one head."""
+    array = np.asarray(expected.array if isinstance(expected, Near) else expected)
+    array = array.astype(np.float32)
+    assert len(entries) == array[0].size if array.ndim == 3 else array.size
+    places = tuple(np.array(list(entries)).T)
+    actual, wanted = np.array(list(entries.values()), np.float32), array[places]
+    assert_same(actual, Near(wanted) if isinstance(expected, Near) else wanted)
 
 
-def check_weights(section, view, numbers, setting, query):
-    """The arcs, and the small pictures of all heads."""
-    weights = as_array(numbers[section["arcs"]])
-    assert bool(view["heads"]) == ("head" in setting)
-    if "head" in setting:
-        pictures = np.array(view["heads"], np.float64).astype(np.float32)
-        lower = np.stack([head[np.tril_indices(weights.shape[-1])] for head in weights])
-        assert_same(pictures.reshape(-1, *lower.shape)[int(setting.get("layer", 0))], lower)
-        weights = weights[int(setting["head"])]
-    np.testing.assert_allclose([float(text) for text in view["arcs"]], weights[query], atol=6e-5)
+def check_arithmetic(line, number):
+    """What stands on each side of "=" is the number, to the digits that are shown."""
+    *sides, result = line.split(" = ")
+    if math.isnan(number):
+        return
+    shown = evaluate(result)
+    if math.isinf(number):
+        assert shown == number
+        return
+    digits = Decimals(result)
+    assert abs(shown - number) <= digits.half, line
+    for side in sides:
+        assert abs(evaluate(side) - shown) <= digits.half * (1 + 1e-6) + 1e-12, line
 
 
-def has_heads(section, array):
-    return section["numbers"][array]["axes"][0] == "head"
+class Decimals:
+    """Half of the last place of a written number; integers are exact to four places."""
+
+    def __init__(self, text):
+        mantissa, _, exponent = text.partition("e")
+        places = len(mantissa.partition(".")[2])
+        self.half = 0.5 * 10.0 ** (int(exponent or 0) - places) if "." in text or exponent else 0.5e-4
 
 
-def as_array(numbers):
-    return np.asarray(numbers.array if isinstance(numbers, Near) else numbers)
+def evaluate(text):
+    """Evaluate a side as a reader would."""
+    if text == "−∞":
+        return -math.inf
+    expression = re.sub(r"√([\d.e-]+)", r"sqrt(\1)", text).replace("·", "*").replace("−", "-")
+    assert re.fullmatch(r"[\d.e+\-*/() ]+", re.sub(r"exp|sqrt|tanh|sin|cos", "", expression)), text
+    names = {name: getattr(math, name) for name in ("exp", "sqrt", "tanh", "sin", "cos")}
+    return float(eval(expression, {"__builtins__": {}}, names))
 
 
-def read(rows):
-    """A table's numbers; the text of each cell must be its value, rounded."""
-    for value, text in itertools.chain(*rows):
-        assert text == format_number(float(value))
-    return np.array([[float(value) for value, _ in row] for row in rows], np.float64).astype(np.float32)
+def decode(section, name, where=""):
+    """An array of the page's data."""
+    numbers = section["numbers"][name]
+    flat = np.frombuffer(base64.b64decode(numbers["values"][where]), "<f4")
+    return flat.reshape(numbers["shapes"][where])
