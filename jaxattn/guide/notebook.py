@@ -132,7 +132,7 @@ def _attention(steps: Trace, H: int) -> list[Equation]:
     h = "h" if H else ""
     queries, keys, values = ("queries", "keys", "values") if "queries" in steps.arrays else ("inputs",) * 3
     last, equations = "scores", [
-        Equation("Scores", "Compare every query with every key.", "einsum", [queries, keys], "scores", f"{h}rk,{h}ck->{h}rc")
+        Equation("Scores", "Each query with each key.", "einsum", [queries, keys], "scores", f"{h}rk,{h}ck->{h}rc")
     ]  # fmt: skip
     if "scaled" in steps.arrays:
         text = "Divide by the square root of the width of a key."
@@ -145,8 +145,8 @@ def _attention(steps: Trace, H: int) -> list[Equation]:
     spec = f"{h}rk,{h}kc->{h}rc"
     return [
         *equations,
-        Equation("Weights", "Softmax of each row: exponentials, divided by their sum.", "softmax", [last], "weights"),
-        Equation("Context", "Average the values by each row of the weights.", "einsum", ["weights", values], "context", spec),
+        Equation("Weights", "Softmax of each row.", "softmax", [last], "weights"),
+        Equation("Context", "Average the values by each row.", "einsum", ["weights", values], "context", spec),
     ]  # fmt: skip
 
 

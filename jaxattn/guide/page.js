@@ -67,7 +67,7 @@
 
   function describe(section, name, index) {
     const array = arrayOf(section, name), result = at(array, index), equation = equationOf(section, name), note = section.numbers[name].note;
-    if (!equation) return { result, sides: [], also: [], why: [Number.isNaN(result) ? "Masked: nothing is decided here." : "Given: " + (note || "a number of the library") + "."] };
+    if (!equation) return { result, sides: [], also: [], why: [Number.isNaN(result) ? "Masked: nothing is decided here." : (note ? note[0].toUpperCase() + note.slice(1) : "A number of the library") + "."] };
     const axes = section.numbers[name].axes.slice(-2);
     const shape = (which) => arrayOf(section, equation.operands[which]).shape;
     const operand = (which, place) => ({ array: equation.operands[which], index: place, x: at(arrayOf(section, equation.operands[which]), place) });
@@ -356,14 +356,6 @@
     return picture;
   }
 
-  function pictureOfArcs(section) {
-    const copy = section.picture.cloneNode(true), wide = 100 * section.tokens.length;
-    for (const [key, value] of Object.entries({ xmlns: "http://www.w3.org/2000/svg", viewBox: "0 0 " + wide + " 150", width: wide, height: 150, "font-family": "sans-serif" })) copy.setAttribute(key, value);
-    for (const path of copy.querySelectorAll("path")) { path.setAttribute("fill", "none"); path.setAttribute("stroke", "#0b57a4"); }
-    section.tokens.forEach((token, index) => copy.append(svg("text", { x: 100 * index + 50, y: 120, "text-anchor": "middle" }, token), svg("text", { x: 100 * index + 50, y: 140, "text-anchor": "middle", "font-size": 11 }, section.words[index].querySelector("small").textContent)));
-    return copy;
-  }
-
   // Sections
 
   function radios(section, { name, label, options }) {
@@ -468,7 +460,7 @@
     section.stage.addEventListener("pointerover", (event) => { const found = event.pointerType === "mouse" && placeOf(event.target); if (found) explain(section, found.place); });
     section.stage.addEventListener("pointerleave", () => { if (section.shown !== section.selected) explain(section, section.selected); });
     section.stage.addEventListener("keydown", moveInTable);
-    const saveIt = button("Save figure as SVG", () => save(section.id + " " + section.active[section.step].name, pictureOf(section.boxes[section.step])));
+    const saveIt = button("Save figure as SVG", () => save(section.id + " " + section.active[section.step].name, pictureOf(section.boxes[section.step])), { class: "save" });
     find(".view").append(section.strip, element("div", { class: "steps" }, section.previous, section.next, saveIt), section.stage,
       element("div", { class: "origin", role: "region", "aria-label": "Where this number comes from" }, section.panel, section.sizer, element("div", { class: "trail" }, section.back, section.open)));
     find(".view").hidden = false;

@@ -15,14 +15,15 @@ from jaxattn.guide.page import format_number
 # For one setting of the switches: every number of every step, and what its click says.
 READ = """
 const [root, setting] = arguments;
-for (const [name, value] of Object.entries(setting)) root.querySelector(`[data-switch='${name}'] input[value='${value}']`).click();
+const choose = (name, value) => root.querySelector(`[data-switch='${name}'] input[value='${value}']`).click();
+for (const [name, value] of Object.entries(setting)) choose(name, value);
 const read = [];
 for (const step of root.querySelectorAll(".strip button")) {
   step.click();
   for (const cell of root.querySelectorAll(".equation.open td[data-place]")) {
     cell.click();
-    const panel = root.querySelector(".panel:not(.sizer)");
-    read.push([cell.dataset.place, cell.dataset.value, cell.textContent, panel.querySelector(".arithmetic").textContent]);
+    const line = root.querySelector(".panel .arithmetic").textContent;
+    read.push([cell.dataset.place, cell.dataset.value, cell.textContent, line]);
   }
 }
 return read;

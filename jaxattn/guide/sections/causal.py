@@ -38,7 +38,7 @@ EQUATIONS = [
     SCALE,
     MASK._replace(when={"way": ("before",)}),
     SOFTMAX._replace(when={"way": ("before",)}),
-    Equation("Softmax", "Softmax of each whole row, later keys included.", "softmax", ["scaled"], "unmasked", when=AFTER),
+    Equation("Softmax", "Softmax of each row, later keys included.", "softmax", ["scaled"], "unmasked", when=AFTER),
     Equation(
         "Masked weights", "Set the weights of later keys to 0. Rows no longer sum to 1.", "zero", ["unmasked", "mask"],
         "weights", when={"way": ("after",)},

@@ -19,10 +19,10 @@ from jaxattn.stages import CausalAttention
 RATES, KEYS = (0.0, 0.1, 0.2, 0.5), (0, 1, 2)
 
 PARAGRAPHS = [
-    "In training only, dropout sets weights to 0 at random, so that the model does not rely on any single word. For each "
-    "weight a number between 0 and 1 is drawn: below the rate, the weight is dropped, otherwise it is kept.",
-    "What is kept is multiplied by 1 / (1 − rate), not by 1 / rate: so a row still sums to 1 on average, though a single "
-    "row rarely does. Masked weights are 0 and stay 0. The same random key drops the same entries.",
+    "In training only, dropout sets weights to 0 at random, so that the model does not rely on any single word. For "
+    "each weight a number between 0 and 1 is drawn: below the rate, the weight is dropped, otherwise it is kept.",
+    "What is kept is multiplied by 1 / (1 − rate), not by 1 / rate: so a row still sums to 1 on average, though a "
+    "single row rarely does. Masked weights are 0 and stay 0. The same random key drops the same entries.",
 ]
 SWITCHES = [
     Switch("rate", "Dropout rate", [(str(rate), str(rate)) for rate in RATES], "0.5"),

@@ -57,8 +57,8 @@ def _paragraphs(T: int, d_in: int, H: int, D: int, features: int) -> list[str]:
         f"In parallel: the heads' matrices stand side by side in one, ({T}, {d_in}) · ({d_in}, {joined}) = "
         f"({T}, {joined}), which is split into heads: reshaped to ({T}, {H}, {D}) and transposed to ({H}, {T}, {D}). "
         "The numbers are the same, from one multiplication. Reshaping without transposing would mix words with heads.",
-        f"In parallel, with an output projection: a layer of real models, with other parameters: {features} features in "
-        f"total, {features // H} for each of {H} heads. Its last matrix, ({features}, {features}), combines what the "
+        f"In parallel, with an output projection: a layer of real models, with other parameters: {features} features "
+        f"in total, {features // H} for each of {H} heads. Its last matrix, ({features}, {features}), combines what the "
         "heads found.",
     ]
 
@@ -100,7 +100,7 @@ def _equations() -> list[Equation]:
 def _attention_equations() -> list[Equation]:
     output_text = "The heads' results times W_out, plus a bias: the heads are combined."
     return [
-        Equation("Scores", "Compare the head's queries and keys.", "einsum", ["queries", "keys"], "scores", "hrk,hck->hrc"),
+        Equation("Scores", "Compare queries and keys.", "einsum", ["queries", "keys"], "scores", "hrk,hck->hrc"),
         Equation(
             "Scaled", "Divide by the square root of the width of one head.", "scale", ["scores", "width"], "scaled"
         ),
@@ -109,7 +109,7 @@ def _attention_equations() -> list[Equation]:
         Equation(
             "Context", "Average the head's values.", "einsum", ["weights", "values"], "context", "hrk,hkc->hrc"
         ),
-        Equation("Side by side", "The context vectors of all heads, side by side.", "join", ["context"], "concatenation"),
+        Equation("Side by side", "The context vectors of all heads.", "join", ["context"], "concatenation"),
         Equation(
             "Output", output_text, "einsum", ["concatenation", "W out", "bias"], "output", "rk,kc,+1c->rc",
             {"way": ("projected",)},
