@@ -462,7 +462,7 @@
     section.stage.addEventListener("keydown", moveInTable);
     const saveIt = button("Save figure as SVG", () => save(section.id + " " + section.active[section.step].name, pictureOf(section.boxes[section.step])), { class: "save" });
     find(".view").append(section.strip, element("div", { class: "steps" }, section.previous, section.next, saveIt), section.stage,
-      element("div", { class: "origin", role: "region", "aria-label": "Where this number comes from" }, section.panel, section.sizer, element("div", { class: "trail" }, section.back, section.open)));
+      element("div", { class: "origin", role: "group", "aria-label": "Where this number comes from" }, section.panel, section.sizer, element("div", { class: "trail" }, section.back, section.open)));
     find(".view").hidden = false;
     rebuild(section);
   }

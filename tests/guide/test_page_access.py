@@ -38,7 +38,8 @@ def test_the_keyboard_reaches_everything(open_page):
     browser = open_page(render_page(random_story("a small fox", 0)))
     # Of radio buttons and of a matrix's entries, the Tab key reaches one, and arrow keys the others.
     name = """
-        const name = (e) => e.tagName === "INPUT" ? "radio " + e.name : e.role === "radio" ? "words" + e.closest("section").id
+        const name = (e) => e.tagName === "INPUT" ? "radio " + e.name : e.role === "radio"
+          ? "words" + e.closest("section").id
           : e.dataset.place ? "matrix " + e.closest("section").id + e.closest("table").dataset.array
           : [e.tagName, e.closest("section")?.id, e.getAttribute("aria-label") || e.textContent].join(" ");
     """
@@ -51,7 +52,8 @@ def test_the_keyboard_reaches_everything(open_page):
     controls = """return [...document.querySelectorAll("input, button:not(:disabled), a, td[data-place]")]
         .filter((e) => getComputedStyle(e).visibility === "visible" && !e.closest("th")).map(name)"""
     assert set(browser.execute_script(name + controls)) <= set(seen)
-    browser.find_element("css selector", "#simple .word[aria-checked=true]").send_keys(Keys.ARROW_RIGHT)
+    browser.find_element("css selector", "#simple .word:nth-child(2)").click()
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert browser.switch_to.active_element.get_attribute("aria-checked") == "true"
     assert "“fox”" in browser.find_element("css selector", "#simple .arcs svg").get_attribute("aria-label")
     cell = browser.find_element("css selector", "#simple .open [data-array=scores] td[tabindex='0']")
@@ -86,6 +88,7 @@ return lines;
 def test_pointing_focusing_and_clicking_agree(open_page, name):
     browser = open_page(render_page(random_story("a small fox", 0)))
     root = browser.find_element("id", name)
+    browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     clicked, focused, pointed = (browser.execute_script(READ_PANEL, root, act) for act in ("click", "focus", "point"))
     assert clicked == focused == pointed
     assert len(set(clicked)) > 20
@@ -110,14 +113,15 @@ def test_operands_lead_back_to_the_input(open_page):
 def test_nothing_moves_while_stepping(open_page, width):
     browser = open_page(render_page(book_story()), width)
     moved = """
-        const tops = () => [...document.querySelectorAll("section, .strip, .stage, .origin, pre")].map((e) => e.offsetTop + " " + e.offsetHeight).join();
+        const parts = [...document.querySelectorAll("section, .strip, .stage, .origin, pre")];
+        const tops = () => parts.map((e) => e.offsetTop + " " + e.offsetHeight).join();
         const first = tops(), moved = [];
         for (const root of document.querySelectorAll("section"))
           for (const step of root.querySelectorAll(".strip button")) {
             step.click();
             for (const cell of root.querySelectorAll(".open td[data-place]")) {
               cell.click();
-              if (tops() !== first) { moved.push(cell.dataset.place); break; }
+              if (tops() !== first) { moved.push(root.id + " " + cell.dataset.place); break; }
             }
           }
         return moved;
@@ -151,7 +155,10 @@ def test_the_figure_in_view_can_be_saved_as_well_formed_svg(open_page):
         const [done, blobs] = [arguments[0], []];
         URL.createObjectURL = (blob) => { blobs.push(blob.text()); return "#"; };
         for (const root of document.querySelectorAll("section"))
-          for (const step of root.querySelectorAll(".strip button")) { step.click(); root.querySelector(".save").click(); }
+          for (const step of root.querySelectorAll(".strip button")) {
+            step.click();
+            root.querySelector(".save").click();
+          }
         Promise.all(blobs).then(done);
     """)
     assert len(saved) == len(browser.find_elements("css selector", ".strip button")) > 30

@@ -58,8 +58,8 @@ def _paragraphs(T: int, d_in: int, H: int, D: int, features: int) -> list[str]:
         f"({T}, {joined}), which is split into heads: reshaped to ({T}, {H}, {D}) and transposed to ({H}, {T}, {D}). "
         "The numbers are the same, from one multiplication. Reshaping without transposing would mix words with heads.",
         f"In parallel, with an output projection: a layer of real models, with other parameters: {features} features "
-        f"in total, {features // H} for each of {H} heads. Its last matrix, ({features}, {features}), combines what the "
-        "heads found.",
+        f"in total, {features // H} for each of {H} heads. Its last matrix, ({features}, {features}), combines what "
+        "the heads found.",
     ]
 
 
