@@ -2,6 +2,7 @@
 
 from jaxattn import biases, masks
 from jaxattn.adapters import equinox_attention, linen_attention_fn, nnx_attention_fn
+from jaxattn.additive import additive_scores
 from jaxattn.attention import dot_product_attention, explain_implementation
 from jaxattn.cache import check_room, reorder_cache
 from jaxattn.functional import (
@@ -39,6 +40,7 @@ __all__ = [
     "Rotary",
     "SelfAttention",
     "SimpleSelfAttention",
+    "additive_scores",
     "assert_causal",
     "attention_scores",
     "attention_weights",
