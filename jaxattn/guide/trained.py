@@ -40,7 +40,7 @@ def trained_story(directory: str, text: str | None, seed: int, max_tokens: int |
             f"the text has {len(ids)} tokens, but the model's context has {config.context_length}: write a shorter "
             "--text"
         )
-    logits, layers = _trace_layers(model, params, jnp.array(ids))
+    logits, layers = trace_layers(model, params, jnp.array(ids))
     probabilities = jax.nn.softmax(logits)  # (T, vocab_size)
     likely = jax.lax.top_k(probabilities, min(NUM_NEXT_WORDS, config.vocab_size))  # (T, 5) each
     story = story._replace(
@@ -57,7 +57,7 @@ def trained_story(directory: str, text: str | None, seed: int, max_tokens: int |
     return _with_report(story, report) if report.exists() else story
 
 
-def _trace_layers(model: GPT, params: Any, tokens: Array) -> tuple[Array, tuple[Trace, ...]]:
+def trace_layers(model: GPT, params: Any, tokens: Array) -> tuple[Array, tuple[Trace, ...]]:
     """Return the logits, and a trace of stage 4b on the inputs and parameters of each layer's attention."""
     logits, state = model.apply(
         {"params": params}, tokens, capture_intermediates=lambda module, _: module.name == "attention_norm"
