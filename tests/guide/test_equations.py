@@ -37,7 +37,9 @@ def test_every_result_follows_from_its_operands(story):
                 operands = [array(section, name, chosen) for name in equation.operands]
                 expected = evaluate(equation, operands, result.shape)
                 message = f"{section.id}, {chosen}: {equation.name}"
-                np.testing.assert_allclose(result, expected, atol=2e-6, err_msg=message)
+                # Sums of a trained head's large products are rounded by their size in float32.
+                largest = max(1, np.abs(expected[np.isfinite(expected)]).max())
+                np.testing.assert_allclose(result, expected, atol=2e-6 * largest, err_msg=message)
 
 
 def test_an_array_results_from_one_equation_and_what_is_given_says_where_it_comes_from():

@@ -1,0 +1,87 @@
+"""What came before: additive attention (Bahdanau et al. 2014), beside the dot product."""
+
+import jax.numpy as jnp
+
+from jaxattn.additive import additive_scores
+from jaxattn.functional import attention_weights, context_vectors
+from jaxattn.guide.section import Equation, Numbers, Section, Switch, by_switch, constant
+from jaxattn.guide.sections.trainable import PROJECTIONS, projection_numbers
+from jaxattn.guide.story import Story
+from jaxattn.guide.trace import Trace, trace
+from jaxattn.stages import SelfAttention
+
+PARAGRAPHS = [
+    "Attention is older than the transformer. Bahdanau et al. (2014) let a translator look back at the words of the other "
+    "language: a small neural network compared each query with each key. It added the two vectors, applied tanh, and "
+    "weighted the sum of the elements by a trained vector v.",
+    "The dot product asks the same question with one multiplication of matrices. What follows is the same for both: "
+    "softmax, and a weighted average.",
+]
+SWITCHES = [Switch("way", "Scores", [("additive", "additive"), ("product", "dot product")], "additive")]
+EQUATIONS = [
+    *PROJECTIONS,
+    Equation(
+        "Scores", "Add each query and each key, apply tanh, and sum the elements, weighted by v.", "additive",
+        ["queries", "keys", "v"], "scores", when={"way": ("additive",)},
+    ),
+    Equation(
+        "Scores", "Multiply each query and each key, and sum the elements.", "einsum", ["queries", "keys"], "scores",
+        "rk,ck->rc", {"way": ("product",)},
+    ),
+    Equation("Weights", "Softmax of each row.", "softmax", ["scores"], "weights"),
+    Equation(
+        "Context", "Average the values by each row of the weights.", "einsum", ["weights", "values"], "context",
+        "rk,kc->rc",
+    ),
+]  # fmt: skip
+CODE = """\
+from jaxattn import additive_scores, attention_weights, context_vectors
+weights = attention_weights(additive_scores(queries, keys, v))
+context = context_vectors(weights, values)"""
+
+
+def before_section(story: Story) -> Section:
+    """Compute the section."""
+    steps = trace(SelfAttention(2), story.trainable, story.inputs)
+    return Section(
+        id="before",
+        title="Before: additive attention",
+        tokens=story.tokens,
+        query=story.query,
+        paragraphs=PARAGRAPHS,
+        numbers=projection_numbers(story, steps, story.trainable["params"]) | _by_way(steps),
+        equations=EQUATIONS,
+        code=CODE,
+        arcs="weights",
+        switches=SWITCHES,
+        labels={"v": ["v"]},
+        closing=_closing(steps),
+        opened=3,
+    )
+
+
+def _by_way(steps: Trace) -> dict[str, Numbers]:
+    v = jnp.ones(steps["queries"].shape[-1])
+    scores = {"additive": additive_scores(steps["queries"], steps["keys"], v), "product": steps["scores"]}
+    weights = {way: attention_weights(each) for way, each in scores.items()}
+    context = {way: context_vectors(each, steps["values"]) for way, each in weights.items()}
+    return {
+        "v": constant(v[None], "v", "feature", symbol="v", note="a parameter; here 1 for each element"),
+        "scores": by_switch("way", scores, "query", "key", symbol="S", kind="scores"),
+        "weights": by_switch("way", weights, "query", "key", symbol="A", kind="weights"),
+        "context": by_switch("way", context, "token", "feature", symbol="Z"),
+    }
+
+
+def _closing(steps: Trace) -> list[str]:
+    """State how the two kinds of scores differ, in numbers of the library."""
+    queries, keys = 10 * steps["queries"], 10 * steps["keys"]
+    v = jnp.ones(queries.shape[-1])
+    additive = float(jnp.abs(additive_scores(queries, keys, v)).max())
+    product, before = (float(jnp.abs(q @ k.T).max()) for q, k in ((queries, keys), (steps["queries"], steps["keys"])))
+    return [
+        "tanh stays between −1 and 1, so additive scores cannot exceed the sum of |v|. Dot products grow with their "
+        f"vectors: with queries and keys ten times as long, the largest dot product grows from {before:.2f} to "
+        f"{product:.2f}, the largest additive score only to {additive:.2f}. That is why section 2 divides dot products by "
+        "the square root of the width."
+    ]

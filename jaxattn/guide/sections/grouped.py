@@ -1,0 +1,139 @@
+"""After the book: query heads that share keys and values, and the memory of the cache."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxattn.attention import dot_product_attention
+from jaxattn.cache import Cache
+from jaxattn.functional import attention_scores
+from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant, single
+from jaxattn.guide.story import Story
+from jaxattn.masks import Causal
+
+PARAGRAPHS = [
+    "A model writes word by word. The keys and values of earlier words do not change, because of the causal mask, so they "
+    "are kept in a cache; a new word needs only its own query, key and value. The cache grows with each word, in each "
+    "layer, and for long texts it is larger than the model.",
+    "Grouped heads make it smaller: each key head serves several query heads. The queries still differ, and so do the "
+    "weights of the heads. With one KV head for all it is called multi-query attention (Shazeer 2019), with a few "
+    "grouped-query attention (Ainslie et al. 2023).",
+]
+OWN, SHARED = {"sharing": ("own",)}, {"sharing": ("shared",)}
+EQUATIONS = [
+    Equation("Queries", "Each head has queries of its own.", "einsum", ["inputs", "W query"], "queries", "rk,hkc->hrc"),
+    Equation("Keys", "Each head has keys of its own.", "einsum", ["inputs", "W key"], "keys", "rk,hkc->hrc", OWN),
+    Equation("Keys", "One head of keys for all.", "einsum", ["inputs", "shared W key"], "shared keys", "rk,kc->rc", SHARED),
+    Equation("Values", "Each head has values of its own.", "einsum", ["inputs", "W value"], "values", "rk,hkc->hrc", OWN),
+    Equation("Values", "One head of values for all.", "einsum", ["inputs", "shared W value"], "shared values", "rk,kc->rc", SHARED),
+    Equation("Scores", "Each head compares its queries with its keys.", "einsum", ["queries", "keys"], "scores", "hrk,hck->hrc", OWN),
+    Equation("Scores", "Each head compares its queries with the same keys.", "einsum", ["queries", "shared keys"], "scores", "hrk,ck->hrc", SHARED),
+    Equation("Scaled", "Divide by the square root of the width of one head.", "scale", ["scores", "width"], "scaled"),
+    Equation("Masked", "Set the scores of later keys to −∞.", "mask", ["scaled", "mask"], "masked"),
+    Equation("Weights", "Softmax of each row.", "softmax", ["masked"], "weights"),
+    Equation("Context", "Average the head's values.", "einsum", ["weights", "values"], "context", "hrk,hkc->hrc", OWN),
+    Equation("Context", "Average the same values, by the head's weights.", "einsum", ["weights", "shared values"], "context", "hrk,kc->hrc", SHARED),
+]  # fmt: skip
+CODE = """\
+from jaxattn import AttentionLayer, dot_product_attention, masks
+# query (T, H, D), key and value (T, K, D): K divides H
+context = dot_product_attention(query, key, value, masks.Causal())
+layer = AttentionLayer(num_heads=32, features=4096, num_kv_heads=8, cache_length=8192)"""
+# Layers, query heads, KV heads and head width of known models.
+MODELS = {"GPT-2 small": (12, 12, 12, 64), "Llama 2 7B": (32, 32, 32, 128), "Llama 3 8B": (32, 32, 8, 128)}
+
+
+def grouped_section(story: Story) -> Section:
+    """Compute the section."""
+    H = len(story.stacked["params"])
+    return Section(
+        id="grouped",
+        title="After the book: grouped heads and the cache",
+        tokens=story.tokens,
+        query=story.query,
+        paragraphs=PARAGRAPHS,
+        numbers=_numbers(story, H),
+        equations=EQUATIONS,
+        code=CODE,
+        arcs="weights",
+        switches=[
+            Switch("sharing", "Keys and values", [("own", "for each head"), ("shared", "shared by all")], "shared"),
+            Switch("head", "Head", [(str(head), str(head)) for head in range(H)], "0"),
+        ],
+        tables=[_memory()],
+        opened=3,
+    )
+
+
+def bytes_per_token(layers: int, kv_heads: int, width: int, dtype: str = "bfloat16") -> int:
+    """Return the bytes that a cache grows by with each token: keys and values of all layers.
+
+    Example:
+        >>> from jaxattn.guide.sections.grouped import bytes_per_token
+        >>> bytes_per_token(32, 8, 128)
+        131072
+    """
+    cache = jax.eval_shape(lambda: Cache.empty(jnp.zeros((1, kv_heads, width), dtype), 1))
+    return layers * sum(math.prod(array.shape) * array.dtype.itemsize for array in (cache.key, cache.value))
+
+
+def _numbers(story: Story, H: int) -> dict[str, Numbers]:
+    x, note = story.inputs, story.parameter_note
+    heads = [story.stacked["params"][f"heads_{head}"] for head in range(H)]
+    kernels = {name: jnp.stack([head[name]["kernel"] for head in heads]) for name in ("query", "key", "value")}
+    D = kernels["query"].shape[-1]
+    query, key, value = (jnp.einsum("rk,hkc->hrc", x, kernels[name]) for name in ("query", "key", "value"))
+    numbers = {
+        "inputs": constant(x, "token", "feature", symbol="X", note=story.input_note),
+        "queries": constant(query, "head", "token", "feature", symbol="Q"),
+        "keys": constant(key, "head", "token", "feature", symbol="K"),
+        "values": constant(value, "head", "token", "feature", symbol="V"),
+        "shared keys": constant(key[0], "token", "feature", symbol="K"),
+        "shared values": constant(value[0], "token", "feature", symbol="V"),
+        "width": single(D, symbol="width", note="the number of elements of a key"),
+    }
+    for name, kernel in kernels.items():
+        symbol = f"W_{name[0]}"
+        numbers[f"W {name}"] = constant(kernel, "head", "input", "feature", symbol=symbol, note=note)
+        numbers[f"shared W {name}"] = constant(kernel[0], "input", "feature", symbol=symbol, note=note)
+    del numbers["shared W query"]
+    return numbers | _by_sharing(query, {"own": (key, value), "shared": (key[:1], value[:1])})
+
+
+def _by_sharing(query: Array, shared: dict[str, tuple[Array, Array]]) -> dict[str, Numbers]:
+    """Compute what follows from queries `(H, T, D)` with H or 1 heads of keys and values."""
+    T, D = query.shape[1:]
+    mask = Causal().array(T, T)
+    scores, scaled, masked, weights, context = ({} for _ in range(5))
+    for way, (key, value) in shared.items():
+        scores[way] = attention_scores(query, jnp.broadcast_to(key, query.shape))
+        scaled[way] = scores[way] * jnp.float32(D**-0.5)
+        masked[way] = jnp.where(mask, scaled[way], -jnp.inf)
+        # (H, T, D) -> (T, H, D)
+        rows = (jnp.swapaxes(array, 0, 1) for array in (query, key, value))
+        output, weights[way] = dot_product_attention(*rows, Causal(), return_weights=True)
+        context[way] = jnp.swapaxes(output, 0, 1)
+    note = "the causal mask: 1 where the key is the query or comes before it, 0 where it comes after"
+    pairs = ("head", "query", "key")
+    return {
+        "mask": constant(mask, "query", "key", symbol="M", kind="plain", note=note),
+        "scores": by_switch("sharing", scores, *pairs, symbol="S", kind="scores"),
+        "scaled": by_switch("sharing", scaled, *pairs, symbol="S′", kind="scores"),
+        "masked": by_switch("sharing", masked, *pairs, symbol="S″", kind="scores"),
+        "weights": by_switch("sharing", weights, *pairs, symbol="A", kind="weights"),
+        "context": by_switch("sharing", context, "head", "token", "feature", symbol="Z"),
+    }
+
+
+def _memory() -> Table:
+    """List the memory of the cache of known models, in bfloat16."""
+    rows = []
+    for name, (layers, heads, kv_heads, width) in MODELS.items():
+        each = bytes_per_token(layers, kv_heads, width)
+        origin = f"2 (keys and values) · {layers} layers · {kv_heads} KV heads · {width} numbers · 2 bytes"
+        cells = [Cell(str(heads)), Cell(str(kv_heads)), Cell(f"{each:,}", origin)]
+        rows.append((name, [*cells, Cell(f"{each * 8192 / 2**30:.2f}", f"{each:,} bytes · 8192 / 2³⁰")]))
+    columns = ["model", "query heads", "KV heads", "bytes a token", "GiB for 8192 tokens"]
+    return Table("The cache in bfloat16", columns, rows)
