@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxattn.cli import MAX_SEED, Parser, check_number, run_command
 from jaxattn.files import check_output, write_whole
+from jaxattn.guide.gpt2 import gpt2_story
 from jaxattn.guide.page import render_page
 from jaxattn.guide.plots import plot_story, save_plots
 from jaxattn.guide.story import MAX_TOKENS, Story, book_story, random_story
@@ -41,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     add("--text", metavar="TEXT", help="a sentence of 2 to 24 words (default: the book's, with the book's numbers)")
     add("--seed", type=int, default=0, metavar="N", help="seed of a text's random vectors and weights (default: 0)")
     add("--run", metavar="DIR", help="show the attention of a model that `train --out DIR` saved")
+    add("--gpt2", metavar="DIR", help="show the heads of a GPT-2: a directory with config.json, tokenizer.json and "
+        "model.safetensors")  # fmt: skip
     add("--plots", type=Path, metavar="DIR", help="save every matrix as PNG, SVG and PDF instead, for texts of any "
         "length")  # fmt: skip
     add("--out", type=Path, default=Path("guide.html"), metavar="FILE", help="the page (default: guide.html)")
@@ -50,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> None:
     """Refuse options that cannot work before anything is computed."""
     check_number("--seed", options.seed, 0, MAX_SEED)
+    if options.gpt2 is not None and (options.run is not None or options.plots is not None):
+        other = "--run" if options.run is not None else "--plots"
+        raise ValueError(f"--gpt2 shows another model, on the page: leave {other} out")
     if options.plots is None:
         check_output("--out", options.out)
     else:
@@ -61,6 +67,8 @@ def make_story(options: argparse.Namespace) -> Story:
     max_tokens = MAX_TOKENS if options.plots is None else None
     # Arguments may hold bytes that are not UTF-8.
     text = None if options.text is None else options.text.encode("utf-8", errors="replace").decode("utf-8")
+    if options.gpt2 is not None:
+        return gpt2_story(options.gpt2, text, options.seed)
     if options.run is not None:
         return trained_story(options.run, text, options.seed, max_tokens)
     return book_story() if text is None else random_story(text, options.seed, max_tokens)

@@ -24,7 +24,6 @@ from jaxattn.guide.trace import Trace
 from jaxattn.tasks.pronouns import REPORT
 from jaxattn.tasks.pronouns.report import PronounReport, read_report
 from jaxattn.training.saving import load_run
-from jaxattn.training.tokenizer import Tokenizer
 
 FILE = "pronouns.npz"
 # Whom each pronoun means; the first is the sentence of the page.
@@ -34,7 +33,6 @@ SENTENCES = {
     "near the ram , the tigress feared the small lion which saw her": "tigress",
     "the goose which followed the clever duck spotted her": "duck",
 }
-NUM_NEXT_WORDS = 5
 
 
 class ShippedSentence(NamedTuple):
@@ -92,7 +90,7 @@ def load_shipped() -> Shipped:
 def write_shipped(run: str, file: Path) -> None:
     """Trace a run of the pronoun task on the sentences, and save what the page needs."""
     # Here, because the page's story imports this module.
-    from jaxattn.guide.trained import trace_layers
+    from jaxattn.guide.trained import next_words_of, trace_layers
 
     model, params, tokenizer = load_run(run)
     arrays, facts = {}, []
@@ -100,7 +98,7 @@ def write_shipped(run: str, file: Path) -> None:
         tokens = tokenizer.encode(text)
         logits, layers = trace_layers(model, params, jnp.array(tokens))
         arrays |= {f"{number}/{name}": _stack(layers, name) for name in ("queries", "keys", "values")}
-        next_words = _next_words(tokenizer, logits)
+        next_words = next_words_of(tokenizer, jax.nn.softmax(logits))
         facts.append({"tokens": text.split(), "noun": text.split().index(noun), "next_words": next_words})
     report = read_report(Path(run) / REPORT)._asdict()
     text = json.dumps({"sentences": facts, "report": report}, default=np.ndarray.tolist)
@@ -111,14 +109,6 @@ def write_shipped(run: str, file: Path) -> None:
 
 def _stack(layers: Sequence[Trace], name: str) -> np.ndarray:
     return np.stack([np.asarray(layer[name], np.float32) for layer in layers])
-
-
-def _next_words(tokenizer: Tokenizer, logits: jax.Array) -> list[list[tuple[str, float]]]:
-    likely = jax.lax.top_k(jax.nn.softmax(logits), NUM_NEXT_WORDS)
-    return [
-        [(tokenizer.decode([int(token)]), round(float(p), 6)) for p, token in zip(*row, strict=True)]
-        for row in zip(*likely, strict=True)
-    ]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,9 @@ from jaxattn.stages import (
     SelfAttention,
     SimpleSelfAttention,
 )
+
+if TYPE_CHECKING:
+    from jaxattn.guide.gpt2 import GPT2Heads
 
 MIN_TOKENS, MAX_TOKENS = 2, 24
 
@@ -40,6 +43,7 @@ class Story(NamedTuple):
         query: the token that is chosen at first.
         best_head: the layer and head that are chosen at first.
         summary: what the run reports about them.
+        gpt2: the heads of a GPT-2, in place of `layers`.
     """
 
     tokens: list[str]
@@ -55,6 +59,7 @@ class Story(NamedTuple):
     query: int = 1
     best_head: tuple[int, int] = (0, 0)
     summary: str = ""
+    gpt2: "GPT2Heads | None" = None
 
     @property
     def input_note(self) -> str:

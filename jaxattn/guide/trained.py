@@ -34,7 +34,7 @@ def trained_story(directory: str, text: str | None, seed: int, max_tokens: int |
     ids = tokenizer.encode(SENTENCE if text is None else text)
     if text is None and len(ids) > min(max_tokens or len(ids), config.context_length):
         ids = tokenizer.encode(SHORT_SENTENCE)
-    story = random_numbers([_label(tokenizer, token) for token in ids], seed, max_tokens)
+    story = random_numbers([token_label(tokenizer, token) for token in ids], seed, max_tokens)
     if len(ids) > config.context_length:
         raise ValueError(
             f"the text has {len(ids)} tokens, but the model's context has {config.context_length}: write a shorter "
@@ -42,19 +42,24 @@ def trained_story(directory: str, text: str | None, seed: int, max_tokens: int |
         )
     logits, layers = trace_layers(model, params, jnp.array(ids))
     probabilities = jax.nn.softmax(logits)  # (T, vocab_size)
-    likely = jax.lax.top_k(probabilities, min(NUM_NEXT_WORDS, config.vocab_size))  # (T, 5) each
     story = story._replace(
         run=directory,
         layers=layers,
-        next_words=tuple(
-            tuple((_label(tokenizer, int(token)), float(probability)) for probability, token in zip(*row, strict=True))
-            for row in zip(*likely, strict=True)
-        ),
+        next_words=next_words_of(tokenizer, probabilities),
         query=len(ids) - 1,
         best_head=(config.num_layers - 1, 0),
     )
     report = Path(directory) / "pronouns.json"
     return _with_report(story, report) if report.exists() else story
+
+
+def next_words_of(tokenizer: Tokenizer, probabilities: Array) -> tuple[tuple[tuple[str, float], ...], ...]:
+    """Name the likeliest next words after each token, of probabilities `(T, vocab_size)`."""
+    likely = jax.lax.top_k(probabilities, min(NUM_NEXT_WORDS, probabilities.shape[-1]))  # (T, 5) each
+    return tuple(
+        tuple((token_label(tokenizer, int(token)), float(p)) for p, token in zip(*row, strict=True))
+        for row in zip(*likely, strict=True)
+    )
 
 
 def trace_layers(model: GPT, params: Any, tokens: Array) -> tuple[Array, tuple[Trace, ...]]:
@@ -85,7 +90,7 @@ def _with_report(story: Story, file: Path) -> Story:
     return story._replace(query=pronouns[-1] if pronouns else story.query, best_head=(layer, head), summary=summary)
 
 
-def _label(tokenizer: Tokenizer, token: int) -> str:
+def token_label(tokenizer: Tokenizer, token: int) -> str:
     """Decode a token so that its white space is visible."""
     text = EOS if token == tokenizer.eos_token else tokenizer.decode([token])
     if text != text.strip() or not text:

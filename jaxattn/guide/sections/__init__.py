@@ -4,6 +4,7 @@ from jaxattn.guide.section import Section
 from jaxattn.guide.sections.before import before_section
 from jaxattn.guide.sections.causal import causal_section
 from jaxattn.guide.sections.dropped import dropout_section
+from jaxattn.guide.sections.gpt2 import gpt2_sections
 from jaxattn.guide.sections.grouped import grouped_section
 from jaxattn.guide.sections.heads import heads_section
 from jaxattn.guide.sections.opening import closing_section, opening_section
@@ -29,6 +30,8 @@ def make_sections(story: Story) -> list[Section]:
          'closing']
     """
     sections = [section(story) for section in STAGES + LATER]
+    if story.gpt2:
+        return [*gpt2_sections(story, story.gpt2), *sections]
     if story.layers:
         return [trained_section(story), *sections]
     return [opening_section(), *sections, closing_section(story)] if story.from_book else sections

@@ -11,9 +11,9 @@ from jaxattn.guide.trace import Trace, trace
 from jaxattn.stages import SelfAttention
 
 PARAGRAPHS = [
-    "Attention is older than the transformer. Bahdanau et al. (2014) let a translator look back at the words of the other "
-    "language: a small neural network compared each query with each key. It added the two vectors, applied tanh, and "
-    "weighted the sum of the elements by a trained vector v.",
+    "Attention is older than the transformer. Bahdanau et al. (2014) let a translator look back at the words of the "
+    "other language: a small neural network compared each query with each key. It added the two vectors, applied tanh, "
+    "and weighted the sum of the elements by a trained vector v.",
     "The dot product asks the same question with one multiplication of matrices. What follows is the same for both: "
     "softmax, and a weighted average.",
 ]
@@ -82,6 +82,6 @@ def _closing(steps: Trace) -> list[str]:
     return [
         "tanh stays between −1 and 1, so additive scores cannot exceed the sum of |v|. Dot products grow with their "
         f"vectors: with queries and keys ten times as long, the largest dot product grows from {before:.2f} to "
-        f"{product:.2f}, the largest additive score only to {additive:.2f}. That is why section 2 divides dot products by "
-        "the square root of the width."
+        f"{product:.2f}, the largest additive score only to {additive:.2f}. That is why section 2 divides dot products "
+        "by the square root of the width."
     ]

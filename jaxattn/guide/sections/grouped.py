@@ -14,27 +14,43 @@ from jaxattn.guide.story import Story
 from jaxattn.masks import Causal
 
 PARAGRAPHS = [
-    "A model writes word by word. The keys and values of earlier words do not change, because of the causal mask, so they "
-    "are kept in a cache; a new word needs only its own query, key and value. The cache grows with each word, in each "
-    "layer, and for long texts it is larger than the model.",
+    "A model writes word by word. The keys and values of earlier words do not change, because of the causal mask, so "
+    "they are kept in a cache; a new word needs only its own query, key and value. The cache grows with each word, in "
+    "each layer, and for long texts it is larger than the model.",
     "Grouped heads make it smaller: each key head serves several query heads. The queries still differ, and so do the "
     "weights of the heads. With one KV head for all it is called multi-query attention (Shazeer 2019), with a few "
     "grouped-query attention (Ainslie et al. 2023).",
 ]
 OWN, SHARED = {"sharing": ("own",)}, {"sharing": ("shared",)}
+SCALE = Equation(
+    "Scaled", "Divide by the square root of the width of one head.", "scale", ["scores", "width"], "scaled"
+)
 EQUATIONS = [
     Equation("Queries", "Each head has queries of its own.", "einsum", ["inputs", "W query"], "queries", "rk,hkc->hrc"),
     Equation("Keys", "Each head has keys of its own.", "einsum", ["inputs", "W key"], "keys", "rk,hkc->hrc", OWN),
-    Equation("Keys", "One head of keys for all.", "einsum", ["inputs", "shared W key"], "shared keys", "rk,kc->rc", SHARED),
-    Equation("Values", "Each head has values of its own.", "einsum", ["inputs", "W value"], "values", "rk,hkc->hrc", OWN),
-    Equation("Values", "One head of values for all.", "einsum", ["inputs", "shared W value"], "shared values", "rk,kc->rc", SHARED),
-    Equation("Scores", "Each head compares its queries with its keys.", "einsum", ["queries", "keys"], "scores", "hrk,hck->hrc", OWN),
-    Equation("Scores", "Each head compares its queries with the same keys.", "einsum", ["queries", "shared keys"], "scores", "hrk,ck->hrc", SHARED),
-    Equation("Scaled", "Divide by the square root of the width of one head.", "scale", ["scores", "width"], "scaled"),
+    Equation("Keys", "Keys for all heads.", "einsum", ["inputs", "shared W key"], "shared keys", "rk,kc->rc", SHARED),
+    Equation(
+        "Values", "Each head has values of its own.", "einsum", ["inputs", "W value"], "values", "rk,hkc->hrc", OWN
+    ),
+    Equation(
+        "Values", "Values for all heads.", "einsum", ["inputs", "shared W value"], "shared values", "rk,kc->rc", SHARED
+    ),
+    Equation(
+        "Scores", "Each head compares its queries with its keys.", "einsum", ["queries", "keys"], "scores",
+        "hrk,hck->hrc", OWN,
+    ),
+    Equation(
+        "Scores", "Each head compares its queries with the same keys.", "einsum", ["queries", "shared keys"], "scores",
+        "hrk,ck->hrc", SHARED,
+    ),
+    SCALE,
     Equation("Masked", "Set the scores of later keys to −∞.", "mask", ["scaled", "mask"], "masked"),
     Equation("Weights", "Softmax of each row.", "softmax", ["masked"], "weights"),
     Equation("Context", "Average the head's values.", "einsum", ["weights", "values"], "context", "hrk,hkc->hrc", OWN),
-    Equation("Context", "Average the same values, by the head's weights.", "einsum", ["weights", "shared values"], "context", "hrk,kc->hrc", SHARED),
+    Equation(
+        "Context", "Average the same values, by the head's weights.", "einsum", ["weights", "shared values"], "context",
+        "hrk,kc->hrc", SHARED,
+    ),
 ]  # fmt: skip
 CODE = """\
 from jaxattn import AttentionLayer, dot_product_attention, masks

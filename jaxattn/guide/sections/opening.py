@@ -15,18 +15,18 @@ from jaxattn.masks import Causal
 QUESTION = [
     "Whom did the fox bite? You know at once: “him” is the dog. How does a model find out, which has nothing but numbers?",
     "The arc below is the answer of a small model, trained on sentences like this one: at “him”, one of its heads "
-    "attends to “{noun}”, with a weight of {weight:.2f} out of 1. To attend means to fetch: the vector of “him” takes in "
-    "what the model knows of the dog.",
-    "This page shows how such a weight is computed, in four steps of the book, with small numbers that you can follow by "
-    "hand. At the end it comes back to this sentence.",
+    "attends to “{noun}”, with a weight of {weight:.2f} out of 1. To attend means to fetch: the vector of “him” takes "
+    "in what the model knows of the dog.",
+    "This page shows how such a weight is computed, in four steps of the book, with small numbers that you can follow "
+    "by hand. At the end it comes back to this sentence.",
 ]
 ANSWER = [
     "Here is the sentence of the beginning again, and every step of the model's heads, {layers} layers of {heads}. You "
     "know all of the steps: they are those of section 4, with wider vectors.",
-    "Over {sentences:,} sentences whose pair of noun and verb the model never saw, head {head} of layer {layer} gives the "
-    "noun that is meant {attention:.2f} of its attention at the pronoun. In {accuracy:.1%} of them the model prefers the "
-    "right one of “him” and “her”; the previous word alone would give {bigram:.1%}. What the other heads do was not "
-    "measured.",
+    "Over {sentences:,} sentences whose pair of noun and verb the model never saw, head {head} of layer {layer} gives "
+    "the noun that is meant {attention:.2f} of its attention at the pronoun. In {accuracy:.1%} of them the model "
+    "prefers the right one of “him” and “her”; the previous word alone would give {bigram:.1%}. What the other heads "
+    "do was not measured.",
 ]
 CODE = """\
 from jaxattn.guide.shipped import load_shipped

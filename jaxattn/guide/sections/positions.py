@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array
 
 from jaxattn.functional import attention_scores, attention_weights
-from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant, single
+from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, single
 from jaxattn.guide.sections.trainable import PROJECTIONS, projection_numbers
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import Trace, trace
@@ -20,13 +20,15 @@ PARAGRAPHS = [
     "context. GPT-2 adds a trained vector to each position. Most models since rotate queries and keys instead: at "
     "position t by t times a fixed angle, as a clock's hand.",
     "Two hands that both turn by the same angle keep the angle between them, and so their dot product. Hence a score "
-    "depends on the two vectors and on the distance of the words, not on where the pair stands: move the whole sentence "
-    "below, and the rotated vectors change, but no score does.",
+    "depends on the two vectors and on the distance of the words, not on where the pair stands: move the whole "
+    "sentence below, and the rotated vectors change, but no score does.",
 ]
 SWITCHES = [Switch("shift", "Position of the first word", [(str(shift), str(shift)) for shift in SHIFTS], "0")]
 EQUATIONS = [
     *PROJECTIONS[:2],
-    Equation("Rotated queries", "Rotate each query by its word's angle.", "rotate", ["queries", "angles"], "rotated queries"),
+    Equation(
+        "Rotated queries", "Rotate each query by its word's angle.", "rotate", ["queries", "angles"], "rotated queries"
+    ),
     Equation("Rotated keys", "Rotate each key by its word's angle.", "rotate", ["keys", "angles"], "rotated keys"),
     Equation(
         "Scores", "Compare the rotated vectors. Choose another position of the first word: nothing changes here.",

@@ -35,7 +35,7 @@ def trained_section(story: Story) -> Section:
         code=CODE.format(run=story.run),
         arcs="weights",
         switches=switches,
-        tables=[_next_words(story)],
+        tables=[next_words_table(story)],
         opened=3,
     )
 
@@ -66,7 +66,7 @@ def _numbers(story: Story) -> dict[str, Numbers]:
     return numbers
 
 
-def _next_words(story: Story) -> Table:
+def next_words_table(story: Story) -> Table:
     """List the likeliest next words after each token, with their probabilities."""
     rows = [
         (token, [Cell(f"{word} {probability:.2f}", origin) for word, probability in words])

@@ -16,8 +16,8 @@ LENGTHS, WINDOW = (512, 1024, 2048), 256
 
 PARAGRAPHS = [
     "With the causal mask, a text twice as long has four times as many scores. A sliding window lets each token attend "
-    "to itself and to the few tokens before it: then the number of scores grows only as the text does, and a cache needs "
-    "no more than the window.",
+    "to itself and to the few tokens before it: then the number of scores grows only as the text does, and a cache "
+    "needs no more than the window.",
     "Farther words are not lost. In the next layer, each token in the window has itself gathered from its own window: "
     "with each layer the reach grows by the window less one.",
 ]
