@@ -15,7 +15,7 @@ from jaxattn.guide.section import Numbers, Section, setting
 from jaxattn.guide.sections import make_sections
 from jaxattn.guide.story import Story
 
-SCRIPTS = ("numbers.js", "rules.js", "page.js")
+SCRIPTS = ("numbers.js", "rules.js", "page.js", "calculator.js")
 
 
 def render_page(story: Story) -> str:

@@ -139,6 +139,7 @@ class Section(NamedTuple):
         tables: further tables.
         closing: paragraphs below the figures.
         opened: number of the equation that is open at first.
+        calculator: fields of the calculator of the cache's memory: name, label and initial value.
     """
 
     id: str
@@ -155,6 +156,7 @@ class Section(NamedTuple):
     tables: Sequence[Table] = ()
     closing: Sequence[str] = ()
     opened: int = 0
+    calculator: Sequence[tuple[str, str, int]] = ()
 
 
 def setting(**switches: Any) -> str:

@@ -60,6 +60,14 @@ layer = AttentionLayer(num_heads=32, features=4096, num_kv_heads=8, cache_length
 # Layers, query heads, KV heads and head width of known models.
 MODELS = {"GPT-2 small": (12, 12, 12, 64), "Llama 2 7B": (32, 32, 32, 128), "Llama 3 8B": (32, 32, 8, 128)}
 
+CALCULATOR = [
+    ("layers", "Layers", 32),
+    ("heads", "KV heads", 8),
+    ("width", "Width of a head", 128),
+    ("bytes", "Bytes of a number", 2),
+    ("tokens", "Tokens", 8192),
+]
+
 
 def grouped_section(story: Story) -> Section:
     """Compute the section."""
@@ -80,6 +88,7 @@ def grouped_section(story: Story) -> Section:
         ],
         tables=[_memory()],
         opened=3,
+        calculator=CALCULATOR,
     )
 
 
