@@ -13,16 +13,18 @@ from jaxattn.guide.trace import Trace
 from jaxattn.masks import Causal
 
 QUESTION = [
-    "Whom did the fox bite? You know at once: “him” is the dog. How does a model find out, which has nothing but numbers?",
+    "Whom did the fox bite? You know at once: “him” is the dog. How does a model find out, which has nothing but "
+    "numbers?",
     "The arc below is the answer of a small model, trained on sentences like this one: at “him”, one of its heads "
-    "attends to “{noun}”, with a weight of {weight:.2f} out of 1. To attend means to fetch: the vector of “him” takes "
-    "in what the model knows of the dog.",
-    "This page shows how such a weight is computed, in four steps of the book, with small numbers that you can follow "
-    "by hand. At the end it comes back to this sentence.",
+    "attends to “{noun}”, with a weight of {weight:.3f} out of 1. What this head passes on at “him” is an average of one "
+    "vector for each word, and by these weights nearly all of it is the dog's.",
+    "This page shows how such weights are computed, in the four steps of the book, with small numbers that you can "
+    "follow by hand. At the end it comes back to this sentence.",
 ]
 ANSWER = [
-    "Here is the sentence of the beginning again, and every step of the model's heads, {layers} layers of {heads}. You "
-    "know all of the steps: they are those of section 4, with wider vectors.",
+    "Here is the sentence of the beginning again, in each head of the model, {layers} layers of {heads}. The steps are "
+    "those of section 4; only the vectors are wider, {width} elements in each head, so the steps shown here begin with "
+    "their dot products.",
     "Over {sentences:,} sentences whose pair of noun and verb the model never saw, head {head} of layer {layer} gives "
     "the noun that is meant {attention:.2f} of its attention at the pronoun. In {accuracy:.1%} of them the model "
     "prefers the right one of “him” and “her”; the previous word alone would give {bigram:.1%}. What the other heads "
@@ -74,10 +76,23 @@ def closing_section(story: Story) -> Section:
         )
     )
     layers, heads = report.attention.shape
-    facts = {"layers": layers, "heads": heads, "layer": layer, "head": head, "sentences": HELD_OUT}
+    facts = {
+        "width": sentence.queries.shape[-1],
+        "layers": layers,
+        "heads": heads,
+        "layer": layer,
+        "head": head,
+        "sentences": HELD_OUT,
+    }
     facts |= {"attention": report.attention.max(), "accuracy": report.accuracy, "bigram": report.bigram}
+    steps = [equation for equation in section.equations if equation.name in ("Scaled", "Masked", "Weights")]
+    shown = {name: section.numbers[name] for name in ("scores", "width", "scaled", "mask", "masked", "weights")}
+    shown["scores"] = shown["scores"]._replace(note="the dot products of the head's queries and keys")
     return section._replace(
         id="closing",
+        numbers=shown,
+        equations=steps,
+        opened=2,
         title="What it leads to: “him” is the dog",
         paragraphs=[text.format(**facts) for text in ANSWER],
         tables=[*section.tables, _other_sentences(shipped)],
