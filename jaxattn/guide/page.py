@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from jaxattn.extras import require
+from jaxattn.guide.quiz import Asked, quiz
 from jaxattn.guide.section import Numbers, Section, setting
 from jaxattn.guide.sections import make_sections
 from jaxattn.guide.story import Story
 
-SCRIPTS = ("numbers.js", "rules.js", "page.js", "calculator.js")
+SCRIPTS = ("numbers.js", "rules.js", "page.js", "calculator.js", "quiz.js")
 
 
 def render_page(story: Story) -> str:
@@ -30,11 +31,11 @@ def render_page(story: Story) -> str:
         >>> "0.9544" in render_page(book_story())  # the score of the book's second token with its first
         True
     """
-    return render_sections(make_sections(story), story)
+    return render_sections(make_sections(story), story, quiz() if story.from_book else ())
 
 
-def render_sections(sections: Sequence[Section], story: Story | None = None) -> str:
-    """Render sections as one HTML file, with the heading of a story or without any."""
+def render_sections(sections: Sequence[Section], story: Story | None = None, asked: Sequence[Asked] = ()) -> str:
+    """Render sections as one HTML file, with the heading of a story or without any, and questions at the end."""
     jinja2, markup = require("jinja2", extra="guide"), require("markupsafe", extra="guide").Markup
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     style, script = _read("page.css"), "".join(map(_read, SCRIPTS))
@@ -42,6 +43,7 @@ def render_sections(sections: Sequence[Section], story: Story | None = None) -> 
         environment.from_string(_read("page.html.jinja")).render(
             story=story,
             sections=[{**section._asdict(), "matrices": _matrices(section)} for section in sections],
+            quiz=asked,
             data={"sections": [_data(section) for section in sections]},
             style=markup(style),
             script=markup(script),
