@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jaxattn.cli import run_command
 from jaxattn.files import write_whole
@@ -49,9 +50,9 @@ class ShippedSentence(NamedTuple):
 
     tokens: list[str]
     noun: int
-    queries: np.ndarray
-    keys: np.ndarray
-    values: np.ndarray
+    queries: Array
+    keys: Array
+    values: Array
     next_words: list[list[tuple[str, float]]]
 
 
@@ -75,9 +76,11 @@ def load_shipped() -> Shipped:
         facts = json.loads(str(arrays["facts"]))
         sentences = [
             ShippedSentence(
-                fact["tokens"],
-                fact["noun"],
-                *(arrays[f"{number}/{name}"] for name in ("queries", "keys", "values")),
+                tokens=fact["tokens"],
+                noun=fact["noun"],
+                queries=jnp.asarray(arrays[f"{number}/queries"]),
+                keys=jnp.asarray(arrays[f"{number}/keys"]),
+                values=jnp.asarray(arrays[f"{number}/values"]),
                 next_words=[[(word, p) for word, p in row] for row in fact["next_words"]],
             )
             for number, fact in enumerate(facts["sentences"])
@@ -93,7 +96,8 @@ def write_shipped(run: str, file: Path) -> None:
     from jaxattn.guide.trained import next_words_of, trace_layers
 
     model, params, tokenizer = load_run(run)
-    arrays, facts = {}, []
+    arrays: dict[str, Any] = {}
+    facts = []
     for number, (text, noun) in enumerate(SENTENCES.items()):
         tokens = tokenizer.encode(text)
         logits, layers = trace_layers(model, params, jnp.array(tokens))

@@ -15,8 +15,8 @@ PARAGRAPHS = [
     "other language: a small neural network compared each query with each key. It added the two vectors, applied tanh, "
     "and weighted the sum of the elements by a trained vector v.",
     "Query, key and value are three vectors of each word, what it looks for, what it is found by, and what it "
-    "contributes; section 2 introduces them. The dot product asks the same question with one multiplication of matrices. What follows is the same for both: "
-    "softmax, and a weighted average.",
+    "contributes; section 2 introduces them. The dot product asks the same question with one multiplication of "
+    "matrices. What follows is the same for both: softmax, and a weighted average.",
 ]
 SWITCHES = [Switch("way", "Scores", [("additive", "additive"), ("product", "dot product")], "additive")]
 EQUATIONS = [
@@ -83,6 +83,6 @@ def _closing(steps: Trace) -> list[str]:
     return [
         "tanh stays between −1 and 1, so additive scores cannot exceed the sum of |v|. Dot products grow with their "
         f"vectors: with queries and keys ten times as long, the largest dot product grows from {before:.2f} to "
-        f"{product:.2f}, the largest additive score only to {additive:.2f}. They grow with the width as well, for which "
-        "section 2 makes up: it divides them by its square root.",
+        f"{product:.2f}, the largest additive score only to {additive:.2f}. They grow with the width as well, for "
+        "which section 2 makes up: it divides them by its square root.",
     ]

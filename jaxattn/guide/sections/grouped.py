@@ -137,8 +137,8 @@ def _by_sharing(query: Array, shared: dict[str, tuple[Array, Array]]) -> dict[st
         scaled[way] = scores[way] * jnp.float32(D**-0.5)
         masked[way] = jnp.where(mask, scaled[way], -jnp.inf)
         # (H, T, D) -> (T, H, D)
-        rows = (jnp.swapaxes(array, 0, 1) for array in (query, key, value))
-        output, weights[way] = dot_product_attention(*rows, Causal(), return_weights=True)
+        q, k, v = (jnp.swapaxes(array, 0, 1) for array in (query, key, value))
+        output, weights[way] = dot_product_attention(q, k, v, Causal(), return_weights=True)
         context[way] = jnp.swapaxes(output, 0, 1)
     note = "the causal mask: 1 where the key is the query or comes before it, 0 where it comes after"
     pairs = ("head", "query", "key")

@@ -16,8 +16,8 @@ QUESTION = [
     "Whom did the fox bite? You know at once: “him” is the dog. How does a model find out, which has nothing but "
     "numbers?",
     "The arc below is the answer of a small model, trained on sentences like this one: at “him”, one of its heads "
-    "attends to “{noun}”, with a weight of {weight:.3f} out of 1. What this head passes on at “him” is an average of one "
-    "vector for each word, and by these weights nearly all of it is the dog's.",
+    "attends to “{noun}”, with a weight of {weight:.3f} out of 1. What this head passes on at “him” is an average of "
+    "one vector for each word, and by these weights nearly all of it is the dog's.",
     "This page shows how such weights are computed, in the four steps of the book, with small numbers that you can "
     "follow by hand. At the end it comes back to this sentence.",
 ]
