@@ -8,5 +8,6 @@ the wrong shape or type raises a `ValueError` that names it.
 from jaxattn.models.convert.book import from_book, to_book
 from jaxattn.models.convert.flax import from_linen, to_linen
 from jaxattn.models.convert.torch import from_torch, to_torch
+from jaxattn.models.convert.transformers import from_transformers
 
-__all__ = ["from_book", "from_linen", "from_torch", "to_book", "to_linen", "to_torch"]
+__all__ = ["from_book", "from_linen", "from_torch", "from_transformers", "to_book", "to_linen", "to_torch"]
