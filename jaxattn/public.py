@@ -16,6 +16,7 @@ from jaxattn.layer import AttentionLayer, LatentAttention, RelativeBias
 from jaxattn.models.generation import generate, stream
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.models.gpt2 import load_gpt2
+from jaxattn.models.llama_files import load_llama
 from jaxattn.ring import ring_attention
 from jaxattn.rotary import Rotary
 from jaxattn.stages import (
@@ -54,6 +55,7 @@ __all__ = [
     "generate",
     "linen_attention_fn",
     "load_gpt2",
+    "load_llama",
     "masks",
     "nnx_attention_fn",
     "parallel_from_stacked",

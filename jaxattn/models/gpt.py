@@ -247,7 +247,7 @@ def token_ids(tokens: Array, vocab_size: int) -> Int[Array, "*batch T"]:
     return jnp.where(ids < 0, vocab_size, ids)
 
 
-def checked_tokens(tokens: Any, config: GPTConfig, lengths: Any, decode: bool) -> tuple[Array, Array | None]:
+def checked_tokens(tokens: Any, config: Any, lengths: Any, decode: bool) -> tuple[Array, Array | None]:
     """Check the tokens; return them and, given lengths, which of them are padding."""
     tokens = jnp.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):

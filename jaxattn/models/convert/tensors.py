@@ -29,6 +29,11 @@ class Tensors:
         """List the tensors that are left."""
         return list(self._left)
 
+    def part(self, prefix: str) -> "Tensors":
+        """Remove and return the tensors whose names begin with a prefix, without it."""
+        names = [name for name in self._left if name.startswith(prefix)]
+        return Tensors({name.removeprefix(prefix): self._left.pop(name) for name in names})
+
     def take(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
         """Remove and return a tensor of a shape in which None is any size.
 

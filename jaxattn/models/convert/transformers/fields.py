@@ -5,7 +5,45 @@ from typing import Any
 
 # They say nothing about attention: names, tokens, files, outputs, initialization, and layers other than attention.
 IRRELEVANT = frozenset(
-    ["model_type", "architectures", "name_or_path", "transformers_version", "torch_dtype", "dtype", "is_encoder_decoder", "id2label", "label2id", "problem_type", "return_dict", "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "attn_implementation", "use_cache", "cache_implementation", "initializer_range", "initializer_factor", "vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "task_specific_params", "intermediate_size", "hidden_act", "hidden_activation", "mlp_bias", "final_logit_softcapping", "pretraining_tp", "num_hidden_layers", "max_position_embeddings", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"]
+    [
+        "model_type",
+        "architectures",
+        "name_or_path",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "return_dict",
+        "chunk_size_feed_forward",
+        "output_attentions",
+        "output_hidden_states",
+        "attn_implementation",
+        "use_cache",
+        "cache_implementation",
+        "initializer_range",
+        "initializer_factor",
+        "vocab_size",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+        "task_specific_params",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_activation",
+        "mlp_bias",
+        "final_logit_softcapping",
+        "pretraining_tp",
+        "num_hidden_layers",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+    ]
 )
 
 

@@ -71,6 +71,7 @@ def _qwen_mask(fields: Fields, layer: int) -> Mask:
 
 def _recipe(layer: int, options: dict[str, Any]) -> Recipe:
     def params(tensors: Tensors) -> Params:
+        tensors.discard("rotary_emb.inv_freq")  # old files store the speeds
         taken = linear_layers(tensors, options, NAMES)
         if "normalize_heads" in options:
             taken |= {
