@@ -1,7 +1,7 @@
 """The command `jaxattn generate`."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxattn.cli import MAX_SEED, Parser, check_number, run_command, typed
 from jaxattn.files import check_input
 from jaxattn.models.generation import stream
 from jaxattn.models.gpt2 import load_gpt2
+from jaxattn.models.pretrained import Pretrained, open_pretrained
 from jaxattn.training.progress import say
 from jaxattn.training.saving import check_numbers, load_run
 from jaxattn.training.tokenizer import Tokenizer, read_tokenizer
@@ -28,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def generate(options: argparse.Namespace) -> int:
     """Print the text as it is generated."""
     check(options)
-    model, params, tokenizer = open_gpt2(options.gpt2) if options.gpt2 is not None else load_run(options.directory)
-    prompt = first_tokens(options.prompt, tokenizer)
+    model, params, tokenizer, prompt, ends = opened(options)
     tokens = stream(
         model,
         params,
@@ -39,21 +39,30 @@ def generate(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        stop_token=tokenizer.eos_token,
     )
-    write(prompt, tokens, tokenizer)
+    write(prompt, tokens, tokenizer, ends)
     return 0
+
+
+def opened(options: argparse.Namespace) -> Pretrained:
+    """Load the model that the options name."""
+    if options.model is not None:
+        return open_pretrained(options.model, options.prompt, options.tokens)
+    model, params, tokenizer = open_gpt2(options.gpt2) if options.gpt2 is not None else load_run(options.directory)
+    ends = frozenset() if tokenizer.eos_token is None else frozenset({tokenizer.eos_token})
+    return Pretrained(model, params, tokenizer, first_tokens(options.prompt, tokenizer), ends)
 
 
 def parser() -> argparse.ArgumentParser:
     """Define the options."""
     new = Parser(
         prog="jaxattn generate",
-        description="Continue a text with a model that jaxattn train --out DIR has saved, or with a GPT-2 in the "
-        "format of Hugging Face.",
+        description="Continue a text with a model that jaxattn train --out DIR has saved, or with a GPT-2, Llama, "
+        "Mistral, Qwen2 or Qwen3 in the format of Hugging Face.",
     )
     add = new.add_argument
     add("directory", metavar="DIR", nargs="?", help="the directory of a run, saved by jaxattn train --out DIR")
+    add("--model", metavar="DIR", help="a folder that save_pretrained of transformers wrote, with its tokenizer.json")
     add("--gpt2", metavar="DIR", help="a folder with config.json, tokenizer.json and the safetensors files of a GPT-2")
     add("--prompt", help="text to continue (default: a new document, or a new line)")
     add("--tokens", type=int, default=300, metavar="N", help="tokens to add (default: 300)")
@@ -66,8 +75,9 @@ def parser() -> argparse.ArgumentParser:
 
 def check(options: argparse.Namespace) -> None:
     """Refuse options that cannot work before a model is loaded."""
-    if (options.directory is None) == (options.gpt2 is None):
-        raise ValueError(f"name one model: {typed('generate')} DIR, or {typed('generate')} --gpt2 DIR")
+    if [options.directory, options.gpt2, options.model].count(None) != 2:
+        command = typed("generate")
+        raise ValueError(f"name one model: {command} DIR, {command} --model DIR, or {command} --gpt2 DIR")
     check_number("--tokens", options.tokens, 0, MAX_TOKENS)
     check_number("--temperature", options.temperature, 0)
     check_number("--seed", options.seed, 0, MAX_SEED)
@@ -103,11 +113,11 @@ def open_gpt2(directory: str) -> tuple[Any, Any, Tokenizer]:
     return model, params, tokenizer
 
 
-def write(prompt: list[int], tokens: Iterable[Any], tokenizer: Tokenizer) -> None:
+def write(prompt: list[int], tokens: Iterable[Any], tokenizer: Tokenizer, ends: Collection[int]) -> None:
     """Print the text as it is generated; a letter of several tokens is printed once it is complete."""
     all_tokens, printed = list(prompt), ""
     for token in tokens:
-        if int(token) == tokenizer.eos_token:
+        if int(token) in ends:
             break
         all_tokens.append(int(token))
         text = tokenizer.decode(all_tokens)

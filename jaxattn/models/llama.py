@@ -56,7 +56,7 @@ class LlamaConfig:
     num_heads: int
     num_kv_heads: int
     head_width: int | None = None
-    rotary: Rotary = Rotary()
+    rotary: Rotary = dataclasses.field(default_factory=Rotary)
     windows: tuple[int | None, ...] = ()
     use_bias: bool = False
     use_out_bias: bool = False
@@ -137,7 +137,7 @@ class Llama(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from jaxattn.models.llama import Llama, LlamaConfig
-        >>> model = Llama(LlamaConfig(256, 16, num_layers=2, features=8, hidden_features=24, num_heads=2, num_kv_heads=1))
+        >>> model = Llama(LlamaConfig(256, 16, 2, features=8, hidden_features=24, num_heads=2, num_kv_heads=1))
         >>> tokens = jnp.frombuffer(b"attention", jnp.uint8)
         >>> model.init_with_output(jax.random.key(0), tokens)[0].shape
         (9, 256)

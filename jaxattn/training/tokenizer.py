@@ -37,8 +37,10 @@ def bytes_tokenizer() -> Tokenizer:
     return Tokenizer(256, None, lambda text: list(text.encode("utf-8", errors="surrogateescape")), printable)
 
 
-def read_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: Path, add_special_tokens: bool = False) -> Tokenizer:
     """Read a `tokenizer.json` of the `tokenizers` library, such as GPT-2's.
+
+    With `add_special_tokens`, a text gets the tokens around it that the file says, such as Llama's first token.
 
     Raises:
         OSError: the file cannot be read.
@@ -61,7 +63,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
     def encode(text: str) -> list[int]:
         try:
             clean = text.encode("utf-8", errors="replace").decode("utf-8")
-            return list(tokenizer.encode(clean, add_special_tokens=False).ids)
+            return list(tokenizer.encode(clean, add_special_tokens=add_special_tokens).ids)
         except Exception as error:
             words = ", ".join(sorted(vocabulary, key=vocabulary.__getitem__)[:40])
             start = text[:60] + (" …" if len(text) > 60 else "")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxattn import generate, load_llama, stream
+from jaxattn.models import command
 
 SIZES = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -123,3 +124,68 @@ def test_missing_files_and_impossible_contexts_are_named(peers, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         load_llama(tmp_path)
+
+
+def write_tokenizer(directory, first=None):
+    """Write a tokenizer of single letters; `first` is put before each text."""
+    tokenizers = pytest.importorskip("tokenizers", reason="install the extra train")
+    vocabulary = {"<s>": 0, "</s>": 1, "<eot>": 2} | {chr(97 + number): 3 + number for number in range(26)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.add_special_tokens(["<s>", "</s>", "<eot>"])
+    if first is not None:
+        template = {"single": f"{first} $A", "special_tokens": [(first, vocabulary[first])]}
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(**template)
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def text_of(capsys, *options):
+    assert command.main([*map(str, options)]) == 0
+    return capsys.readouterr().out.rstrip("\n")
+
+
+def test_the_command_continues_a_text_as_transformers_does(peers, tmp_path, capsys):
+    theirs = saved(peers, "qwen3", tmp_path)
+    write_tokenizer(tmp_path, first="<s>")
+    expected = their_tokens(peers[0], theirs, [[0, 3, 4, 5]], 12)[0]
+    text = text_of(capsys, "--model", tmp_path, "--prompt", "abc", "--tokens", 12, "--temperature", 0)
+    letters = "".join(chr(94 + token) for token in expected if 3 <= token < 29)
+    assert text == "abc" + letters
+    # Any of several end tokens ends the text.
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, int(expected[5])]}))
+    text = text_of(capsys, "--model", tmp_path, "--prompt", "abc", "--tokens", 12, "--temperature", 0)
+    end = expected.tolist().index(expected[5])
+    assert text == "abc" + "".join(chr(94 + token) for token in expected[:end] if 3 <= token < 29)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ({"model_type": "gemma2"}, [], "model_type='gemma2', but --model reads gpt2, llama, mistral, qwen2, qwen3"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None}, [], "rope_type='dynamic'"),
+        ({}, ["--prompt", ""], "--prompt is empty"),
+        ({"eos_token_id": 99}, [], "has the token 99, but the model has 61"),
+        ({"eos_token_id": "end"}, [], "eos_token_id='end' must be a token id"),
+    ],
+)
+def test_what_the_command_cannot_load_is_one_sentence(peers, tmp_path, capsys, changes, options, words):
+    saved(peers, "llama-tied", tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    write_tokenizer(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    assert command.main(["--model", str(tmp_path), "--tokens", "2", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_reads_a_gpt2_by_its_model_type(peers, tmp_path, capsys):
+    transformers = peers[1]
+    config = transformers.GPT2Config(vocab_size=61, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 1, "bos_token_id": 0}))
+    (tmp_path / "generation_config.json").unlink()
+    assert text_of(capsys, "--model", tmp_path, "--prompt", "abc", "--tokens", 0) == "abc"
+    assert command.main(["--model", str(tmp_path), "--gpt2", str(tmp_path)]) == 2
+    assert "name one model" in capsys.readouterr().err

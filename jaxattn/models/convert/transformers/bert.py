@@ -13,8 +13,9 @@ NAMES = ("self.query", "self.key", "self.value", "output.dense")
 def bert(fields: Fields, layer: int) -> Recipe:
     """BERT, whose decoders are causal."""
     fields.ignore(
-        "hidden_dropout_prob type_vocab_size classifier_dropout add_cross_attention directionality gradient_checkpointing "
-        "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type"
+        "hidden_dropout_prob type_vocab_size classifier_dropout add_cross_attention directionality "
+        "gradient_checkpointing pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
+        "pooler_size_per_head pooler_type"
     )
     fields.require("position_embedding_type", "absolute")
     width, H = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
