@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxattn.checks import known
 from jaxattn.models.gpt import GPT, check_vocabulary, token_ids
+from jaxattn.models.llama import Llama
 from jaxattn.models.sampling import Sampling, sample
 
 
@@ -95,7 +96,7 @@ def prefill_width(longest: int, context_length: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def start(model: GPT, width: int, params: Any, window: Array, lengths: Array) -> State:
+def start(model: GPT | Llama, width: int, params: Any, window: Array, lengths: Array) -> State:
     """Read the first `width` tokens of each window."""
     tokens = window[..., :width]
     logits, variables = model.apply({"params": params}, tokens, decode=True, lengths=lengths, mutable=["cache"])
@@ -105,7 +106,7 @@ def start(model: GPT, width: int, params: Any, window: Array, lengths: Array) ->
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def step(
-    model: GPT, sampling: Sampling, may_be_full: bool, params: Any, state: State, key: Array
+    model: GPT | Llama, sampling: Sampling, may_be_full: bool, params: Any, state: State, key: Array
 ) -> tuple[State, Array]:
     """Draw a token for each prompt and read it; `may_be_full` says whether a sequence may have filled the context."""
     token, stopped = sample(state.logits, sampling, key), state.stopped

@@ -16,11 +16,12 @@ from jaxtyping import Int
 from jaxattn.checks import check_key, known
 from jaxattn.models.decoding import Prompts, State, make_prompts, prefill_width, start, step
 from jaxattn.models.gpt import GPT
+from jaxattn.models.llama import Llama
 from jaxattn.models.sampling import NO_TOKEN, Sampling, as_size
 
 
 def generate(
-    model: GPT,
+    model: GPT | Llama,
     params: Any,
     prompt: Int[Array, "*batch P"],
     num_tokens: int,
@@ -38,7 +39,7 @@ def generate(
     whole forward pass.
 
     Args:
-        model: the GPT.
+        model: the GPT or Llama.
         params: its parameters, `variables["params"]`.
         prompt: token ids `(..., P)`, at least one in each.
         num_tokens: how many tokens to add.
@@ -77,7 +78,7 @@ def generate(
 
 
 def stream(
-    model: GPT,
+    model: GPT | Llama,
     params: Any,
     prompt: Int[Array, "*batch P"],
     num_tokens: int,
@@ -131,7 +132,7 @@ def _check_tokens(tokens: Array) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _generate(
-    model: GPT,
+    model: GPT | Llama,
     sampling: Sampling,
     num_tokens: int,
     width: int,
@@ -158,7 +159,7 @@ def _generate(
 
 
 def _stream(
-    model: GPT, sampling: Sampling, num_tokens: int, params: Any, prompts: Prompts, key: Array
+    model: GPT | Llama, sampling: Sampling, num_tokens: int, params: Any, prompts: Prompts, key: Array
 ) -> Iterator[Array]:
     L = model.config.context_length
     state = start(model, prefill_width(prompts.longest, L), params, prompts.window, prompts.lengths)

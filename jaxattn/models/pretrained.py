@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxattn.files import check_input, read_json
+from jaxattn.models.gpt import GPT
 from jaxattn.models.gpt2 import load_gpt2
+from jaxattn.models.llama import Llama
 from jaxattn.models.llama_files import KINDS, load_llama
 from jaxattn.training.saving import check_numbers
 from jaxattn.training.tokenizer import Tokenizer, read_tokenizer
@@ -13,7 +15,7 @@ from jaxattn.training.tokenizer import Tokenizer, read_tokenizer
 class Pretrained(NamedTuple):
     """A model, its tokenizer, the tokens of the prompt, and the tokens that end a text."""
 
-    model: Any
+    model: GPT | Llama
     params: Any
     tokenizer: Tokenizer
     prompt: list[int]
@@ -40,6 +42,7 @@ def open_pretrained(directory: str, prompt: str | None, num_tokens: int) -> Pret
     tokenizer = read_tokenizer(path / "tokenizer.json", add_special_tokens=True)
     ends = end_tokens(path, fields)
     tokens = first_tokens(prompt, tokenizer, fields, ends)
+    model: GPT | Llama
     if kind == "gpt2":
         model, params = load_gpt2(path)
     else:

@@ -1,7 +1,9 @@
 """Fields of a configuration, taken one by one, so that none is ignored unseen."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
+
+Value: TypeAlias = Any  # of a JSON file: a number, text, a list or a dictionary
 
 # They say nothing about attention: names, tokens, files, outputs, initialization, and layers other than attention.
 IRRELEVANT = frozenset(
@@ -60,7 +62,7 @@ class Fields:
         self._fields = dict(fields)
         self._taken: set[str] = set()
 
-    def take(self, name: str, default: Any = None) -> Any:
+    def take(self, name: str, default: Value = None) -> Value:
         """Return a field; None is the default, as in transformers."""
         self._taken.add(name)
         value = self._fields.get(name)

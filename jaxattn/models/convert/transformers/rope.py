@@ -1,7 +1,6 @@
 """Rotary positions of a configuration, in transformers' fields of today (`rope_parameters`) and of before."""
 
 import math
-from typing import Any
 
 from jaxattn.models.convert.transformers.fields import Fields
 from jaxattn.rotary import LinearScaling, Llama3Scaling, Rotary, Scaling, YarnScaling
@@ -90,8 +89,3 @@ def _attention_factor(rope: Fields, factor: float) -> float | None:
 def magnitude(factor: float, mscale: float) -> float:
     """Return 0.1 · mscale · ln(factor) + 1, YaRN's magnitude in DeepSeek's variant."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
-
-
-def rope_value(fields: Fields, name: str) -> Any:
-    """Return one field about rotation."""
-    return rope_fields(fields, 0.0, None)[0].take(name)
