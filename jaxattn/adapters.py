@@ -184,8 +184,11 @@ def equinox_attention(
             )
     dropout = layer.dropout
     drops = not (dropout.inference if inference is None else inference) and dropout.p > 0
+    query_heads, key_heads, value_heads = heads
     call = checked_call(
-        *heads,
+        query_heads,
+        key_heads,
+        value_heads,
         mask,
         dropout_rate=dropout.p if drops else 0.0,
         dropout_key=key if drops else None,

@@ -29,6 +29,14 @@ def dot_product_attention(
 ) -> Array: ...
 @overload
 def dot_product_attention(
+    query: Query, key: Key, value: Value, mask: Any = None, *, return_weights: Literal[True], **options: Unpack[Options]
+) -> tuple[Array, Array]: ...
+@overload
+def dot_product_attention(
+    query: Query, key: Key, value: Value, mask: Any = None, *, return_lse: Literal[True], **options: Unpack[Options]
+) -> tuple[Array, Array]: ...
+@overload
+def dot_product_attention(
     query: Query,
     key: Key,
     value: Value,
@@ -37,7 +45,7 @@ def dot_product_attention(
     return_weights: bool = False,
     return_lse: bool = False,
     **options: Unpack[Options],
-) -> Any: ...
+) -> Array | tuple[Array, ...]: ...
 def dot_product_attention(
     query: Query,
     key: Key,
@@ -53,7 +61,7 @@ def dot_product_attention(
     return_weights: bool = False,
     return_lse: bool = False,
     implementation: Implementation | None = None,
-) -> Any:
+) -> Array | tuple[Array, ...]:
     """Attend with all heads at once: each query averages the values with weights softmax(scale · query · key + bias).
 
     A query that may attend to nothing gets 0. Scores, softmax and sums are in float32 or wider.
@@ -120,7 +128,8 @@ def dot_product_attention(
     if return_weights:
         scores, weights, _, context = attend_with_steps(call)
         return (context, weights, log_sum_exp(call, scores)) if return_lse else (context, weights)
-    return attend(call)
+    context, lse = _attend(call)
+    return context if lse is None else (context, lse)
 
 
 def explain_implementation(*args: Any, **options: Any) -> str:
@@ -139,14 +148,19 @@ def explain_implementation(*args: Any, **options: Any) -> str:
     return explain(checked_call(*args, **options))
 
 
-def attend(call: AttentionCall) -> Any:
-    """Compute the context of a checked call, or `(context, lse)` if it asks for both."""
+def attend(call: AttentionCall) -> Array:
+    """Compute the context of a checked call."""
+    return _attend(call)[0]
+
+
+def _attend(call: AttentionCall) -> tuple[Array, Array | None]:
+    """Compute the context, and the logsumexp if the call asks for it."""
     # This choice depends on neither the batch nor the platform: run plain JAX, with all derivatives.
     if choose(call) == "dense" and (call.implementation == "dense" or has_few_scores_per_head(call)):
         steps = dense.attend(call)
-        return (steps.context, log_sum_exp(call, steps.scores)) if call.return_lse else steps.context
+        return steps.context, log_sum_exp(call, steps.scores) if call.return_lse else None
     context, *lse = transforms.attend(call)
-    return (context, *lse) if lse else context
+    return context, lse[0] if lse else None
 
 
 def attend_with_steps(call: AttentionCall) -> dense.Steps:

@@ -94,8 +94,8 @@ class Alibi(Bias):
 
     Example:
         >>> from jaxattn import biases
-        >>> biases.Alibi.for_heads(8).array(2, 2)[0].tolist()
-        [[0.0, -0.5], [-0.5, 0.0]]
+        >>> biases.Alibi.for_heads(8).array(3, 3)[0, 2].tolist()  # the last query's, in the first head
+        [-1.0, -0.5, -0.0]
 
     References:
         Press et al. 2021, "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation".

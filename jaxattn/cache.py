@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PyTree
 
 from jaxattn.checks import as_integers, known
 from jaxattn.masks import Segments
@@ -63,12 +63,12 @@ class Cache(NamedTuple):
 class RollingCache(NamedTuple):
     """Keys and values `(..., R, K, D)` of the last R tokens of each example, the latest at the end.
 
-    `count` is how many tokens there have been, and -1 where nobody knows how many were real.
+    `num_tokens` is how many tokens there have been, and -1 where nobody knows how many were real.
     """
 
     recent_key: Float[Array, "*batch R K D"]
     recent_value: Float[Array, "*batch R K D_v"]
-    count: Int[Array, "*batch"]
+    num_tokens: Int[Array, "*batch"]
 
     @classmethod
     def empty(cls, key: Array, value: Array, room: int) -> "RollingCache":
@@ -78,12 +78,12 @@ class RollingCache(NamedTuple):
     @property
     def length(self) -> Int[Array, "*batch"]:
         """The position of the next token."""
-        return self.count
+        return self.num_tokens
 
     @property
     def is_whole(self) -> Bool[Array, "*batch"]:
         """Whether it is known which tokens of an example are in the cache."""
-        return self.count >= 0
+        return self.num_tokens >= 0
 
     def joined(self, key: Array, value: Array, real: Array | None) -> tuple[Array, Array, Segments]:
         """Return keys and values `(..., R + T, K, D)`, the new ones behind the old, and a mask of those that are real.
@@ -93,7 +93,7 @@ class RollingCache(NamedTuple):
         *batch, T, _, _ = key.shape
         R, rank = self.recent_key.shape[-3], len(batch)
         places = jnp.arange(R + T, dtype=jnp.int32).reshape((1,) * rank + (-1,))
-        is_real = places >= (R - self.count)[..., None]
+        is_real = places >= (R - self.num_tokens)[..., None]
         if real is not None:
             is_real = is_real & (places < (R + real)[..., None])
             # Padding may be any number, and NaN times a weight of 0 is NaN.
@@ -106,19 +106,19 @@ class RollingCache(NamedTuple):
         """Return the cache after T tokens, of which the first `real` are real, from what `joined` returned."""
         R = self.recent_key.shape[-3]
         if real is None:
-            added, is_known = jnp.full_like(self.count, T), self.count >= 0
+            added, is_known = jnp.full_like(self.num_tokens, T), self.num_tokens >= 0
             latest = keys[..., T:, :, :], values[..., T:, :, :]
         else:
-            is_known = (self.count >= 0) & (real >= 0) & (real <= T)
+            is_known = (self.num_tokens >= 0) & (real >= 0) & (real <= T)
             added = jnp.where(is_known, real, 0)
             cut = lambda array, start: lax.dynamic_slice_in_dim(array, start, R)  # noqa: E731
-            for _ in range(self.count.ndim):
+            for _ in range(self.num_tokens.ndim):
                 cut = jax.vmap(cut)
             latest = cut(keys, added), cut(values, added)
-        return RollingCache(*latest, jnp.where(is_known, self.count + added, -1))
+        return RollingCache(*latest, jnp.where(is_known, self.num_tokens + added, -1))
 
 
-def reorder_cache(cache: Any, indices: Int[Array, " examples"], axis: int = 0) -> Any:
+def reorder_cache(cache: PyTree, indices: Int[Array, " examples"], axis: int = 0) -> PyTree:
     """Gather a cache by example: example i of the result continues example `indices[i]`, as beam search needs it.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -198,7 +198,7 @@ def rotate(
     return jnp.concatenate([joined, rest], -1) if rest.shape[-1] else joined
 
 
-def _speeds(rotary: Rotary, width: int, wide: object) -> Array:
+def _speeds(rotary: Rotary, width: int, wide: Any) -> Array:
     """The speed of each pair, in radians a position."""
     if rotary.scaling is None:
         return jnp.asarray(rotary.base, wide) ** (-jnp.arange(width // 2, dtype=wide) * (2 / width))

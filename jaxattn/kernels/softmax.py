@@ -100,7 +100,8 @@ def sinks_gradient(
 
 def delta_of(call: AttentionCall, context: Array, gradient: Array, lse_gradient: Array | None) -> Array:
     """Return delta `(B, H, T)` = rowsum(dO ∘ O), less the gradient of the lse, whose derivatives are the weights."""
-    delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
+    with call.matmul_precision():
+        delta = jnp.einsum("...thd,...thd->...ht", context.astype(call.wide), gradient.astype(call.wide))
     return delta if lse_gradient is None else delta - lse_gradient
 
 

@@ -63,10 +63,10 @@ def extend(
         rolling = Earlier(keys, values, SlidingWindow(layer.mask.size, room) & filled, room, extended.is_whole)
         storage.write(**extended._asdict())
         return rolling
-    extended = cache if storage.is_empty else cache.append(key, value, lengths)
-    storage.write(**extended._asdict())
-    combined = decoding_mask(layer.mask, mask, cache.length, T, None if lengths is None else extended.length)
-    return Earlier(extended.key, extended.value, combined, cache.length, extended.is_whole)
+    grown = cache if storage.is_empty else cache.append(key, value, lengths)
+    storage.write(**grown._asdict())
+    combined = decoding_mask(layer.mask, mask, cache.length, T, None if lengths is None else grown.length)
+    return Earlier(grown.key, grown.value, combined, cache.length, grown.is_whole)
 
 
 def decoding_mask(own: Mask | None, mask: Any, cached: Array, T: int, filled: Array | None) -> Mask:

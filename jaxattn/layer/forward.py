@@ -37,7 +37,8 @@ def forward(layer: Any, face: Face, x: Any, call: Call) -> Array | tuple[Array, 
     if rotary is not None:
         positions = token_positions(x, None if cache is None else cache.length, call.positions)
         query, key = (rotate(heads, positions, rotary) for heads in (query, key))
-    mask, offset, is_whole = combine(layer.mask, call.mask), 0, None
+    mask, is_whole = combine(layer.mask, call.mask), None
+    offset: int | Array = 0
     if cache is not None:
         key, value, mask, offset, is_whole = extend(layer, face.storage, cache, key, value, call.mask, call.lengths)
     context, weights = _attend(layer, face, (query, key, value), mask, offset, call)

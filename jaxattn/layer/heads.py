@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.nn.initializers import Initializer, ones, zeros
 from jaxtyping import Float
 
 from jaxattn.checks import check_kv_heads, check_num_heads, features_per_head, wide_type
@@ -82,7 +83,7 @@ def normalized(vectors: Float[Array, "*shape D"], scale: Array, kind: HeadNorm, 
     return (x * (1 + scale if kind == "rms_plus_one" else scale)).astype(vectors.dtype)
 
 
-def initializer(layer: Any, path: str, default: Any) -> Any:
+def initializer(layer: Any, path: str, default: Initializer) -> Initializer:
     """Return the initializer of the parameter at a path, "out/kernel" say."""
     return (layer.initializers or {}).get(path, default)
 
@@ -104,23 +105,15 @@ def check_initializers(layer: Any, paths: set[str]) -> None:
         raise ValueError(f"initializers has {unknown}, but the parameters of this layer are {sorted(paths)}")
 
 
-def default_initializer(layer: Any, path: str) -> Any:
+def default_initializer(layer: Any, path: str) -> Initializer:
     """Return what fills a parameter at first, unless `initializers` says it."""
     name = path.rpartition("/")[2]
     if name == "scale":
-        return _zeros if getattr(layer, "normalize_heads", None) == "rms_plus_one" else _ones
-    defaults = {"kernel": layer.kernel_init, "bias": layer.bias_init, "sinks": _zeros, "relative_bias": _zeros}
+        return zeros if getattr(layer, "normalize_heads", None) == "rms_plus_one" else ones
+    defaults = {"kernel": layer.kernel_init, "bias": layer.bias_init, "sinks": zeros, "relative_bias": zeros}
     return defaults[name]
 
 
-def parameter_init(layer: Any, path: str) -> Any:
+def parameter_init(layer: Any, path: str) -> Initializer:
     """Return the initializer of the parameter at a path."""
     return initializer(layer, path, default_initializer(layer, path))
-
-
-def _ones(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    return jnp.ones(shape, dtype)
-
-
-def _zeros(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
-    return jnp.zeros(shape, dtype)

@@ -170,7 +170,7 @@ class AttentionLayer(nn.Module):
         return Norm(kind, self.norm_epsilon, self.param_dtype, init, name=name)(heads)
 
     def _parameter(self, name: str) -> Array:
-        shape = (self.num_heads,)
+        shape: tuple[int, ...] = (self.num_heads,)
         if name == "relative_bias" and isinstance(self.position_bias, RelativeBias):
             shape = (self.position_bias.num_buckets, self.num_heads)
         return self.param(name, parameter_init(self, name), shape, self.param_dtype)

@@ -93,7 +93,7 @@ class MultiHeadAttention(DroppingModule):
         self.cache_length, self.rolling_cache = cache_length, rolling_cache
         self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision
         self.kernel_init, self.bias_init = kernel_init, bias_init
-        self.initializers = None if initializers is None else FrozenDict(initializers)
+        self.initializers: Any = None if initializers is None else FrozenDict(initializers)
         self.implementation, self.ring = implementation, ring
         self.head_width, self.out_features, self.use_out_bias = head_width, out_features, use_out_bias
         self.soft_cap, self.use_sinks, self.position_bias = soft_cap, use_sinks, position_bias

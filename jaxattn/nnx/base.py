@@ -30,6 +30,7 @@ class DroppingModule(nnx.Module):
 
     deterministic: bool
     dropout_rate: float
+    dropout: Any  # a stream of keys, or None
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Set what `nnx.view` was given, in its copy of the module; `nnx.view_info` reads this, with two spaces.
@@ -70,12 +71,12 @@ def nnx_dense(layer: Any, name: str, in_features: int, features: int, use_bias: 
     )
 
 
-def _to_type_of_vectors(arrays: tuple[Any, ...], *, dtype: Any = None, **_: Any) -> tuple[Any, ...]:
+def _to_type_of_vectors(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     dtype = arrays[0].dtype if dtype is None else dtype
     return tuple(None if array is None else array.astype(dtype) for array in arrays)
 
 
-def nnx_storage(module: nnx.Module) -> Storage:
+def nnx_storage(module: Any) -> Storage:
     """Return how an NNX module keeps arrays between calls: in `nnx.Cache` variables below `module.cache`."""
 
     def read(*names: str) -> tuple[Array, ...] | None:

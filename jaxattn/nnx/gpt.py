@@ -145,7 +145,7 @@ class _Functional:
     graph: nnx.GraphDef[Any]
     config: GPTConfig
 
-    def apply(self, variables: Any, tokens: Array, *, mutable: Any = None, **options: Any) -> Any:
+    def apply(self, variables: Any, tokens: Array, *, mutable: Any = None, **options: Any) -> Array | tuple[Array, Any]:
         """Call the model; with `mutable`, return its cache too."""
         model = nnx.merge(self.graph, variables["params"])
         if mutable is None:

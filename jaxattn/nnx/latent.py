@@ -61,7 +61,7 @@ class LatentAttention(DroppingModule):
         self.norm_epsilon, self.scale, self.rotary, self.mask = norm_epsilon, scale, rotary, mask
         self.cache_length, self.dtype, self.param_dtype, self.precision = cache_length, dtype, param_dtype, precision
         self.kernel_init, self.bias_init, self.implementation = kernel_init, bias_init, implementation
-        self.initializers = None if initializers is None else FrozenDict(initializers)
+        self.initializers: Any = None if initializers is None else FrozenDict(initializers)
         check_initializers(self, latent_paths(self))
         size = latent_sizes(self)
         inputs = {"query_up": query_width, "key_up": latent_width, "value_up": latent_width}

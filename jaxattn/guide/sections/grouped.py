@@ -100,7 +100,8 @@ def bytes_per_token(layers: int, kv_heads: int, width: int, dtype: str = "bfloat
         >>> bytes_per_token(32, 8, 128)
         131072
     """
-    cache = jax.eval_shape(lambda: Cache.empty(jnp.zeros((1, kv_heads, width), dtype), 1))
+    token = jnp.zeros((1, kv_heads, width), dtype)
+    cache = jax.eval_shape(lambda: Cache.empty(token, token, 1))
     return layers * sum(math.prod(array.shape) * array.dtype.itemsize for array in (cache.key, cache.value))
 
 
