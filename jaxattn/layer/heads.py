@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 from jax import Array, lax
 from jax.nn.initializers import Initializer, ones, zeros
 from jaxtyping import Float
