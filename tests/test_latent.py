@@ -26,7 +26,7 @@ def twins(options):
     return LatentAttention(3, 7, **options), {"params": params}, theirs
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [pytest.param(OPTIONS[0], marks=pytest.mark.slow), *OPTIONS[1:]])
 def test_decoding_equals_the_full_pass_and_linen_equals_nnx(options):
     layer, variables, theirs = twins(options)
     for init in (layer.init, lambda key, x: layer.init(key, x, decode=True)):

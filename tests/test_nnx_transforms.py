@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases import draw
 from flax import nnx
 
@@ -14,6 +15,7 @@ from jaxattn.nnx import MultiHeadAttention
 OPTIONS = {"rotary_base": 100.0, "normalize_heads": "rms", "use_sinks": True, "cache_length": 9}
 
 
+@pytest.mark.slow
 def test_remat_vmap_and_scan_change_no_number():
     layer = MultiHeadAttention(2, 8, 8, **OPTIONS, rngs=nnx.Rngs(0))
     expected = layer(X)

@@ -79,7 +79,14 @@ def test_the_same_parameters_give_the_same_bits(name):
         )
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"bfloat16"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("defaults", "gpt-oss", "rolling alibi") else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPTIONS
+        if name != "bfloat16"
+    ],
+)
 def test_tokens_one_by_one_and_in_chunks_equal_the_full_pass(name):
     linen, variables, _ = twins(**OPTIONS[name])
     expected = jax.jit(linen.apply)(variables, X)

@@ -38,6 +38,7 @@ def test_parameters_logits_and_dropout_are_linens(twins):
     assert (model(TOKENS) != model(TOKENS)).any()
 
 
+@pytest.mark.slow
 def test_it_generates_linens_tokens_also_beyond_the_context(twins):
     model, linen, params = twins
     for options in ({"temperature": 0}, {"key": jax.random.key(4), "top_k": 3}):
@@ -49,6 +50,7 @@ def test_it_generates_linens_tokens_also_beyond_the_context(twins):
     assert [int(token) for token in jaxattn_nnx.stream(model, TOKENS[0, :4], 3, temperature=0)] == expected.tolist()
 
 
+@pytest.mark.slow
 def test_recomputing_the_blocks_changes_no_gradient(twins):
     model, _, _ = twins
     again = jaxattn_nnx.GPT(CONFIG, remat=True, rngs=nnx.Rngs(0))
