@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from jaxattn.checks import wide_type
 
 
+@runtime_checkable
 class Scaling(Protocol):
     """How the speeds of the pairs change, so that a model can read sequences longer than those of its training."""
 
