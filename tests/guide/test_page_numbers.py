@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 from page_numbers import expected_numbers
-from page_reader import check_arithmetic, check_section, section_data
+from page_reader import check_arithmetic, check_section, section_data, settings
 
 from jaxattn.guide.page import render_page
 from jaxattn.guide.story import book_story, random_story
@@ -18,6 +18,15 @@ NAMES = ["simple", "trainable", "causal", "dropout", "heads"]
 def test_every_number_is_the_librarys_and_its_arithmetic_gives_it(open_page, story, name):
     page = render_page(story)
     check_section(open_page(page), section_data(page, name), expected_numbers(story)[name])
+
+
+@pytest.mark.parametrize("name", ["before", "positions", "grouped", "windows", "closing"])
+def test_the_arithmetic_of_the_sections_around_the_book_gives_their_numbers(open_page, name):
+    """Their numbers follow from their operands by `test_equations.py`; of the trained model's, for one head."""
+    page = render_page(book_story())
+    section = section_data(page, name)
+    chosen = list(itertools.islice(settings(section), 1 if name == "closing" else None))
+    check_section(open_page(page), section, chosen=chosen)
 
 
 def test_a_flipped_bit_in_the_data_is_noticed(open_page):
