@@ -120,7 +120,7 @@ def test_bad_input_is_one_sentence_before_the_work_starts(here, line, words, cap
     assert sorted(here.rglob("*")) == before  # nothing is left behind
 
 
-@pytest.mark.parametrize("seed", [2**31, 2**32 - 1])
+@pytest.mark.parametrize("seed", [pytest.param(2**31, marks=pytest.mark.slow), 2**32 - 1])
 def test_every_seed_of_32_bits_is_accepted(here, seed):
     assert guide(["--text", "two words", "--seed", str(seed)]) == 0
 

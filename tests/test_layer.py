@@ -219,7 +219,7 @@ def test_cross_attention_asks_another_sequence():
     np.testing.assert_allclose(short[:1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_no_option_lets_the_future_in(rate):
     (x,) = draw(0, (2, 6, 4))
     for options in (

@@ -268,6 +268,7 @@ class Layer(nn.Module):
         return x + module(name="attention")(x, deterministic), None
 
 
+@pytest.mark.slow
 @each_stage
 def test_scan_and_remat_over_layers(name):
     x = tokens()

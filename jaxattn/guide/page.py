@@ -24,12 +24,6 @@ def render_page(story: Story) -> str:
 
     Raises:
         ImportError: jinja2 is not installed.
-
-    Example:
-        >>> from jaxattn.guide.page import render_page
-        >>> from jaxattn.guide.story import book_story
-        >>> "0.9544" in render_page(book_story())  # the score of the book's second token with its first
-        True
     """
     return render_sections(make_sections(story), story, quiz() if story.from_book else ())
 

@@ -164,6 +164,7 @@ def test_no_output_depends_on_a_later_input(attend):
     assert_causal(lambda x: attend(x, x, x, masks.Causal(), return_lse=True, **options)[0], x, axis=0)
 
 
+@pytest.mark.slow
 def test_contexts_of_two_sets_of_keys_combine_by_their_logsumexp(attend):
     query, key, value = draw_heads(0, T=20, S=60, H=2, K=1)
     mask = masks.Causal(-10)  # the first queries attend to nothing, and many to the first set alone
