@@ -10,6 +10,8 @@ from flax import nnx
 from jaxattn import LatentAttention, Rotary, assert_causal, masks
 from jaxattn import nnx as jaxattn_nnx
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"latent_width": 6, "head_width": 4, "rotary_width": 2, "value_width": 3}
 OPTIONS = [
     {},

@@ -11,6 +11,8 @@ from flax import nnx
 from jaxattn import AttentionLayer, RelativeBias
 from jaxattn.nnx import MultiHeadAttention
 
+pytestmark = pytest.mark.slow
+
 (X,) = draw(0, (2, 6, 8))
 OPTIONS = {"rotary_base": 100.0, "normalize_heads": "rms", "use_sinks": True, "cache_length": 9}
 

@@ -59,7 +59,13 @@ def test_both_have_the_same_fields_and_arguments():
     assert (linen - theirs, theirs - linen) == ({"dropout_key"}, {"rngs"})
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("defaults", "gemma", "t5", "rolling") else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPTIONS
+    ],
+)
 def test_the_same_parameters_give_the_same_bits(name):
     linen, variables, theirs = twins(**OPTIONS[name])
     init = jax.eval_shape(linen.init, jax.random.key(0), X)["params"]

@@ -32,7 +32,7 @@ def attend(request):
     return KERNELS[request.param]
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     kernel=st.sampled_from([*KERNELS, "blockwise"]),
     batch=st.sampled_from([(), (1,), (2,), (2, 3)]),

@@ -31,6 +31,7 @@ def mask_of_heads(mask, T, S):
     return mask.with_heads().array(T, S) if isinstance(mask, masks.Mask) else mask
 
 
+@pytest.mark.slow
 @needs_library
 @settings(max_examples=20)
 @given(

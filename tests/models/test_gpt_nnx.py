@@ -10,6 +10,8 @@ import jaxattn
 from jaxattn import GPT, GPTConfig
 from jaxattn import nnx as jaxattn_nnx
 
+pytestmark = pytest.mark.slow
+
 CONFIG = GPTConfig(vocab_size=11, context_length=9, num_layers=2, num_heads=2, features=8, dropout_rate=0.3)
 TOKENS = jax.random.randint(jax.random.key(0), (3, 9), 0, 11)
 
