@@ -5,8 +5,6 @@
 
 from typing import Any
 
-__all__ = ["show"]
-
 
 def __getattr__(name: str) -> Any:
     """Import `show` where it is first used, because it needs packages that the library does not."""

@@ -2,7 +2,7 @@
 
 import json
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,6 @@ from jaxattn.stages import (
     SelfAttention,
     SimpleSelfAttention,
 )
-
-if TYPE_CHECKING:
-    from jaxattn.guide.gpt2 import GPT2Heads
 
 MIN_TOKENS, MAX_TOKENS = 2, 24
 
@@ -59,7 +56,7 @@ class Story(NamedTuple):
     query: int = 1
     best_head: tuple[int, int] = (0, 0)
     summary: str = ""
-    gpt2: "GPT2Heads | None" = None
+    gpt2: Any = None  # a `GPT2Heads`, or None
 
     @property
     def input_note(self) -> str:
