@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import random
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 import jax.numpy as jnp
+
+from jaxattn.exercises.numbers import BOOK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,8 @@ class Question:
 @functools.cache
 def book() -> dict[str, Any]:
     """Return the book's six words, their vectors and the trained matrices, as arrays."""
-    numbers = json.loads(resources.files("jaxattn.guide").joinpath("book.json").read_text("utf-8"))
-    matrices = {name: jnp.array(kernel) for name, kernel in numbers["trainable"].items()}
-    return {"words": numbers["sentence"], "x": jnp.array(numbers["inputs"]), **matrices}
+    matrices = {name: jnp.array(kernel) for name, kernel in BOOK["trainable"].items()}
+    return {"words": BOOK["sentence"], "x": jnp.array(BOOK["inputs"]), **matrices}
 
 
 def listed(numbers: Any, digits: int = 2) -> str:
