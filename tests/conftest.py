@@ -36,10 +36,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Every new shape is compiled, so one example can take a second, and shrinking a failing one minutes.
+# Every new shape is compiled, so one example can take a second, and shrinking a failing one minutes. For more examples:
+# pytest -m "slow or hypothesis" --hypothesis-profile thorough
 phases = (Phase.explicit, Phase.generate)
-settings.register_profile("jax", deadline=None, max_examples=12, derandomize=True, phases=phases)
-settings.load_profile("jax")
+for profile, max_examples in (("fast", 4), ("thorough", 16)):
+    settings.register_profile(profile, deadline=None, max_examples=max_examples, derandomize=True, phases=phases)
+settings.load_profile("fast")
 
 
 @pytest.fixture(scope="session")

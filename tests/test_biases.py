@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import draw, draw_heads, relative_error
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxattn import biases, dot_product_attention
@@ -25,7 +25,6 @@ def bucket_of(distance, num_buckets, bidirectional, max_distance):
     return first + min(exact + int(steps + 1e-6), num_buckets - 1)
 
 
-@settings(max_examples=6)
 @given(
     T=st.integers(0, 40), S=st.integers(0, 200), offset=st.integers(-5, 60), bidirectional=st.booleans(),
     traced=st.booleans(),

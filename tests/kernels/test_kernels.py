@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import KERNELS, MASKS, POSITION_MASKS, draw, draw_heads, draw_mask, kept_factors, patched, relative_error
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxattn import assert_causal, masks
@@ -32,7 +32,6 @@ def attend(request):
     return KERNELS[request.param]
 
 
-@settings(max_examples=12)
 @given(
     kernel=st.sampled_from([*KERNELS, "blockwise"]),
     batch=st.sampled_from([(), (1,), (2,), (2, 3)]),

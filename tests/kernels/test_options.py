@@ -109,13 +109,11 @@ CASES = {
 }
 
 
-@settings(max_examples=5)
 @given(kernel=st.sampled_from([*KERNELS]), T=st.integers(1, 130), S=st.integers(1, 130), **CASES)
 def test_any_options_together_equal_float64(kernel, T, S, **case):
     check(kernel, T=T, S=S, **case)
 
 
-@settings(max_examples=4)
 @given(kernel=st.sampled_from(sorted({"blockwise", "native"} & {*KERNELS})), T=st.integers(1, 2), **CASES)
 def test_any_options_together_equal_float64_with_few_queries(kernel, T, **case):
     check(kernel, T=T, S=300, **case)
