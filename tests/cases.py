@@ -33,6 +33,13 @@ MASKS = ("none", "causal", "offsets", "window", "sinks", "segments", "scattered"
 POSITION_MASKS = ("two-sided", "chunked", "prefix")
 
 
+def and_slowly(*values):
+    """Return parameters that are tested beside the slow tests alone: default tests take a sample of them."""
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow) for value in values
+    ]
+
+
 @contextlib.contextmanager
 def patched(*settings):
     """Set `(module, name, value)`, and compile with these values what was compiled with others."""

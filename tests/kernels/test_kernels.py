@@ -6,7 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, MASKS, POSITION_MASKS, draw, draw_heads, draw_mask, kept_factors, patched, relative_error
+from cases import (
+    KERNELS,
+    MASKS,
+    POSITION_MASKS,
+    and_slowly,
+    draw,
+    draw_heads,
+    draw_mask,
+    kept_factors,
+    patched,
+    relative_error,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,7 +164,13 @@ def test_a_scale_that_is_an_array_has_a_gradient(attend):
     chex.assert_trees_all_close(loss(attend, 0.7), loss(KERNELS["dense"], 0.7), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*MASKS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in POSITION_MASKS)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("none", "offsets", "lengths", "per head"),
+        *and_slowly("causal", "window", "sinks", "segments", "scattered", "array", *POSITION_MASKS),
+    ],
+)
 def test_vmap_makes_more_examples_with_equal_results(attend, kind):
     query, key, value = draw(0, *[(3, 2, 50, 2, 4)] * 3)
     (bias,) = draw(1, (2, 50, 50))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import and_slowly
 
 from jaxattn import GPT, GPTConfig, assert_causal, generate, stream
 from jaxattn.models.sampling import NO_TOKEN, Sampling, sample, top_p_mask
@@ -16,7 +17,7 @@ CONFIG = GPTConfig(vocab_size=13, context_length=12, num_layers=2, num_heads=2, 
 @pytest.fixture(scope="module")
 def model():
     model = GPT(CONFIG)
-    params = model.init(jax.random.key(0), jnp.zeros(3, int))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(3, int))["params"]
     # Larger parameters than initial ones, so that the most likely tokens differ.
     return model, jax.tree.map(
         lambda leaf: leaf + 0.5 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params
@@ -27,20 +28,21 @@ def draw(seed, *shape):
     return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size)
 
 
-@pytest.mark.parametrize("steps", [(12,), (1,) * 12, (5, 1, 1, 4, 1), (1, 11)])
-@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize(
+    ("batch", "steps"),
+    [((), (12,)), ((3,), (5, 1, 1, 4, 1)), *and_slowly(((), (5, 1, 1, 4, 1)), ((3,), (1,) * 12), ((3,), (1, 11)))],
+)
 def test_decoding_gives_the_logits_of_a_full_forward_pass_at_every_position(model, steps, batch):
     model, params = model
     tokens = draw(0, *batch, 12)
-    full = model.apply({"params": params}, tokens)
+    full = apply(model, params, tokens)
+    decode = jax.jit(functools.partial(model.apply, decode=True, mutable=["cache"]))
     rows, cache, start = [], {}, 0
     for T in steps:
-        row, cache = model.apply(
-            {"params": params} | cache, tokens[..., start : start + T], decode=True, mutable=["cache"]
-        )
+        row, cache = decode({"params": params} | cache, tokens[..., start : start + T])
         rows, start = [*rows, row], start + T
     chex.assert_trees_all_close(jnp.concatenate(rows, -2), full, atol=2e-4, rtol=1e-4)
-    beyond, _ = model.apply({"params": params} | cache, tokens[..., :1], decode=True, mutable=["cache"])
+    beyond, _ = decode({"params": params} | cache, tokens[..., :1])
     assert np.isnan(beyond).all()
 
 
@@ -75,7 +77,7 @@ def test_each_of_a_batch_of_prompts_of_different_lengths_continues_as_if_alone(m
 
 
 def test_stream_yields_the_tokens_of_generate(model):
-    for options in ({}, {"top_k": 3}, {"top_p": 0.7, "temperature": 1.5}):
+    for options in ({}, {"top_k": 3, "top_p": 0.7, "temperature": 1.5}):
         options["key"] = jax.random.key(3)
         streamed = list(stream(*model, draw(0, 2, 3), 15, **options))
         np.testing.assert_array_equal(jnp.stack(streamed, -1), generate(*model, draw(0, 2, 3), 15, **options))
@@ -262,9 +264,11 @@ def test_no_context_changes_what_is_most_likely(context, vocab_size):
 def test_no_logit_depends_on_a_later_embedding_while_decoding(model):
     model, params = model
     tokens = draw(0, 6)
-    _, cache = model.apply({"params": params}, draw(1, 3), decode=True, mutable=["cache"])
+    decode = jax.jit(functools.partial(model.apply, decode=True, mutable=["cache"]))
+    _, cache = decode({"params": params}, draw(1, 3))
     rows = params["embedding"]["embedding"][tokens]
 
+    @jax.jit
     def logits(rows):
         # Each token gets a row of its own, so that its vector can be changed alone.
         table = jnp.concatenate([params["embedding"]["embedding"], rows])
