@@ -1,5 +1,6 @@
 """Attention written out in float64 NumPy, one query at a time: what every implementation is compared with."""
 
+import jax
 import numpy as np
 
 
@@ -89,3 +90,18 @@ def gradients(
         return came
     of_rows = -np.exp(np.asarray(sinks, np.float64)[:, None] - lse) * delta
     return *came, of_rows.sum((*range(of_rows.ndim - 2), -1))
+
+
+def dropout_factors(shape, rate, key):
+    """What dropout multiplies weights `(..., T, S)` with: 0 for the entries that the key drops, else 1 / (1 - rate).
+
+    An entry is dropped if the hash of its row's and its column's bits is below rate · 2³².
+    """
+    row_key, column_key = jax.random.split(key)
+    rows = np.asarray(jax.random.bits(row_key, (*shape[:-1], 1), np.uint32))
+    columns = np.asarray(jax.random.bits(column_key, shape[-1:], np.uint32))
+    bits = rows ^ columns
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(multiplier)
+    bits ^= bits >> np.uint32(16)
+    return np.where(bits >= rate * 2**32, 1 / (1 - rate), 0)

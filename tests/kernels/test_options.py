@@ -12,7 +12,7 @@ from cases import KERNELS, MASKS, POSITION_MASKS, draw, draw_heads, draw_mask, p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxattn import assert_causal, biases, dot_product_attention, dropout, explain_implementation, masks
+from jaxattn import assert_causal, biases, dot_product_attention, explain_implementation, masks
 from jaxattn.kernels import blocks, choice, few_queries, small
 
 
@@ -63,7 +63,7 @@ def check(kernel, batch, T, S, K, group, kind, bias, soft_cap, with_sinks, rate,
 
     array = mask.with_heads().array(T, S) if isinstance(mask, masks.Mask) else mask
     made, entries_vjp = jax.vjp(lambda p: entries_of(BIASES[bias](p, offset), batch, H, T, S), parameters)
-    factors = dropout(jnp.ones((*batch, H, T, S)), rate, options["dropout_key"]) if rate else None
+    factors = oracle.dropout_factors((*batch, H, T, S), rate, options["dropout_key"]) if rate else None
     given = {"bias": made, "factors": factors, "soft_cap": soft_cap, "sinks": sinks}
     expected, _, expected_lse = oracle.attend_with_lse(query, key, value, array, **given)
     *right, of_logits = oracle.gradients(query, key, value, gradient, array, of_lse=of_lse, **given)[:4]
