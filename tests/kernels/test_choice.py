@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from cases import KERNELS, draw, lowered, relative_error
 from jax import export
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxattn import dot_product_attention, explain_implementation, masks
 from jaxattn.kernels import blocks, blockwise, call, choice, platforms, small
@@ -98,6 +98,17 @@ def test_a_program_is_on_one_device_if_there_is_one_or_shard_map_has_all_mesh_ax
         for axes in ({"data"}, {"data", "model"}):
             jax.make_jaxpr(jax.shard_map(note, axis_names=axes, in_specs=spec, out_specs=spec))(jnp.ones(2))
     assert answers == [[True, False], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec("data", None, "model")])
+def test_on_explicit_axes_the_results_are_sharded_as_the_query_is(spec):
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    attend = lambda q: dot_product_attention(q, q, q, masks.Causal(), return_lse=True)  # noqa: E731
+    with jax.set_mesh(mesh):
+        query = jax.device_put(jnp.ones((2, 97, 4, 8)), NamedSharding(mesh, spec))
+        context, lse = jax.eval_shape(attend, query)
+    assert context.sharding.spec == PartitionSpec(*spec, *[None] * (4 - len(spec)))
+    assert lse.sharding.spec == PartitionSpec("data", spec[2] if len(spec) > 2 else None, None)  # (B, H, T)
 
 
 def test_the_explanation_is_that_of_the_platform_on_which_the_arrays_lie(monkeypatch):
