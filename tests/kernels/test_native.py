@@ -1,6 +1,8 @@
 """What the C++ kernel adds to `test_kernels.py`: wide shapes, its blocks and splits, and where JAX may run it."""
 
 import functools
+import importlib.util
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxattn import dot_product_attention, explain_implementation, masks
+from jaxattn.kernels import native
+from jaxattn.kernels.call import checked_call
 from jaxattn.kernels.native import library
 
 attend = functools.partial(dot_product_attention, implementation="native")
@@ -145,7 +149,8 @@ def test_the_gradient_of_an_unused_bias_is_not_computed():
 def test_ids_of_64_bits_are_compared_whole():
     with jax.enable_x64(True):
         query, key, value = draw(0, *[(300, 2, 16)] * 3)
-        ids = jnp.where(jnp.arange(300) < 150, 1, 1 + 2**32)
+        # The second differs from the first in the high half alone, and the third from the second in the low half.
+        ids = jnp.repeat(jnp.array([1, 1 + 2**32, 2 + 2**32]), 100)
         positions = masks.Lengths(jnp.asarray(2**40)), masks.Causal(jnp.asarray(-(2**40))), masks.SlidingWindow(2**70)
         for mask in (masks.Segments(ids), *positions):
             chex.assert_trees_all_close(attend(query, key, value, mask), dense(query, key, value, mask), atol=1e-5)
@@ -189,6 +194,37 @@ def test_without_the_library_another_kernel_runs_and_says_how_to_get_it(monkeypa
     assert any(line.startswith("native does not: was not compiled") for line in others)
     with pytest.raises(ValueError, match="implementation='native' was not compiled"):
         attend(heads, heads, heads)
+
+
+def test_the_library_is_used_if_it_was_compiled():
+    is_compiled = importlib.util.find_spec("jaxattn.kernels.native._attention") is not None
+    assert (library.missing() is None) == (library.instruction_set() is not None) == is_compiled
+
+
+def test_a_library_that_does_not_load_is_missing_and_the_reason_is_said(monkeypatch):
+    monkeypatch.setattr(library, "_load", library._load.__wrapped__)  # without what it has loaded
+
+    def missing(found, error=None):
+        def load(path):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name: found)
+            patch.setattr(library.ctypes, "CDLL", load)
+            assert library.instruction_set() is None
+            return library.missing()
+
+    assert "was not compiled" in missing(None)
+    assert "was not compiled" in missing(SimpleNamespace(origin=None))
+    for error in (OSError("wrong ELF class"), AttributeError("no symbol"), RuntimeError("twice"), ValueError("twice")):
+        assert f"could not be loaded ({error}): reinstall" in missing(SimpleNamespace(origin="_attention.so"), error)
+
+
+@needs_library
+def test_up_to_eight_batch_axes_are_supported():
+    eight, nine = (checked_call(*[jnp.ones((1,) * axes + (3, 1, 4))] * 3) for axes in (8, 9))
+    assert native.unsupported(eight) is None
+    assert "takes up to 8 batch axes, not 9" in native.unsupported(nine)
 
 
 @needs_library
