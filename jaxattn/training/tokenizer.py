@@ -2,6 +2,8 @@
 
 import codecs
 import functools
+import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +20,16 @@ BPE_BYTES, PIECE = 50_000_000, 2**20
 
 
 class Tokenizer(NamedTuple):
-    """Two functions, `encode(text) -> ids` and `decode(ids) -> text`, and the EOS token, if there is one."""
+    """The functions `encode(text) -> ids` and `decode(ids) -> text`, and the EOS token, if there is one.
+
+    `encode_batch(texts)` encodes several texts, on all cores if the tokenizer can.
+    """
 
     vocab_size: int
     eos_token: int | None
     encode: Callable[[str], list[int]]
     decode: Callable[[Any], str]
+    encode_batch: Callable[[Sequence[str]], list[list[int]]]
 
 
 def bytes_tokenizer() -> Tokenizer:
@@ -34,7 +40,11 @@ def bytes_tokenizer() -> Tokenizer:
         >>> bytes_tokenizer().encode("fox")
         [102, 111, 120]
     """
-    return Tokenizer(256, None, lambda text: list(text.encode("utf-8", errors="surrogateescape")), printable)
+
+    def encode(text: str) -> list[int]:
+        return list(text.encode("utf-8", errors="surrogateescape"))
+
+    return Tokenizer(256, None, encode, printable, lambda texts: [encode(text) for text in texts])
 
 
 def read_tokenizer(file: Path, add_special_tokens: bool = False) -> Tokenizer:
@@ -62,8 +72,7 @@ def read_tokenizer(file: Path, add_special_tokens: bool = False) -> Tokenizer:
 
     def encode(text: str) -> list[int]:
         try:
-            clean = text.encode("utf-8", errors="replace").decode("utf-8")
-            return list(tokenizer.encode(clean, add_special_tokens=add_special_tokens).ids)
+            return list(tokenizer.encode(_without_surrogates(text), add_special_tokens=add_special_tokens).ids)
         except Exception as error:
             words = ", ".join(sorted(vocabulary, key=vocabulary.__getitem__)[:40])
             start = text[:60] + (" …" if len(text) > 60 else "")
@@ -71,11 +80,21 @@ def read_tokenizer(file: Path, add_special_tokens: bool = False) -> Tokenizer:
                 f"{start!r} has a word that is not in {file} ({error}); the vocabulary is {words} …"
             ) from None
 
+    def encode_batch(texts: Sequence[str]) -> list[list[int]]:
+        try:
+            encodings = tokenizer.encode_batch_fast(
+                [_without_surrogates(text) for text in texts], add_special_tokens=add_special_tokens
+            )
+        except Exception:
+            return [encode(text) for text in texts]  # raises an error that names the text
+        return [encoding.ids for encoding in encodings]
+
     return Tokenizer(
         1 + max(vocabulary.values(), default=0),
         tokenizer.token_to_id(EOS),
         encode,
         lambda tokens: tokenizer.decode([int(token) for token in tokens]),
+        encode_batch,
     )
 
 
@@ -110,6 +129,8 @@ def learn_bpe(files: Sequence[Path], vocab_size: int) -> str:
 def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], directory: Path) -> tuple[list[Path], str]:
     """Write a file of tokens for each text, unless it exists already; return the files and the type of the tokens.
 
+    A text is encoded in pieces, whose ends are the same on any number of cores, and so are the tokens.
+
     Raises:
         OSError: a file cannot be read or written.
     """
@@ -120,9 +141,12 @@ def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], directory: Path) -
         path = directory / f"{number}.{dtype}"
         if not path.exists():
             partial = path.with_suffix(".partial")
+            pieces = _pieces(file)
             with open(partial, "wb") as out:
-                for piece in _pieces(file):
-                    out.write(np.array(tokenizer.encode(piece), dtype).tobytes())
+                # A piece for each core: memory does not grow with the text.
+                while batch := list(itertools.islice(pieces, os.cpu_count() or 1)):
+                    for tokens in tokenizer.encode_batch(batch):
+                        out.write(np.array(tokens, dtype).tobytes())
             partial.replace(path)
         written.append(path)
     return written, dtype
@@ -132,6 +156,11 @@ def printable(tokens: Any) -> str:
     """Decode bytes as UTF-8; invalid bytes and control characters, which could disturb a terminal, are replaced."""
     text = np.asarray(tokens, np.uint8).tobytes().decode("utf-8", errors="replace")
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _without_surrogates(text: str) -> str:
+    """Replace what is not UTF-8, which the library refuses."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _pieces(file: Path, max_bytes: int | None = None) -> Iterator[str]:

@@ -57,6 +57,29 @@ def test_token_files_hold_the_text_and_are_written_once(learned):
     assert [file.name for file in (learned / "tokens").iterdir()] == ["0.uint16"]
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_a_text_has_the_same_tokens_on_any_number_of_cores(learned, tmp_path, monkeypatch, cores):
+    text = TEXT + "\n\n  two spaces, then the last piece without the end of a line " * 9
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("jaxattn.training.tokenizer.PIECE", 999)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    tokenizer, batches = open_tokenizer(learned), []
+    counting = tokenizer._replace(encode_batch=lambda texts: batches.append(texts) or tokenizer.encode_batch(texts))
+    (path,), dtype = write_tokens(counting, [tmp_path / "text"], tmp_path / "tokens")
+    one_by_one = [token for texts in batches for piece in texts for token in tokenizer.encode(piece)]
+    assert np.fromfile(path, dtype).tolist() == one_by_one
+    assert "".join(piece for texts in batches for piece in texts) == text
+    assert {len(texts) for texts in batches[:-1]} == {cores}
+
+
+def test_a_word_that_is_not_in_the_vocabulary_is_named_in_a_batch_too(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="install the extra train")
+    given = tokenizers.Tokenizer(tokenizers.models.WordLevel({"dog": 0}, unk_token="[UNK]"))
+    given.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"'fox' has a word that is not in"):
+        open_tokenizer(tmp_path).encode_batch(["dog", "fox"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [b"x" * 3_000_000, b"a line\n" * 400_000, b"\xff\xfe \n" * 10, "漢".encode() * 700_001], ids=len
