@@ -1,6 +1,5 @@
 """Learn any text: the user's files, or by default the source of Python's standard library."""
 
-import hashlib
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,11 @@ from jaxattn.files import check_input, write_whole
 from jaxattn.tasks import Data, Task
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import TOKENS
+from jaxattn.training.fingerprints import fingerprints
 from jaxattn.training.text import make_corpus
 from jaxattn.training.tokenizer import FILE, Tokenizer, bytes_tokenizer, learn_bpe, read_tokenizer, write_tokens
 
 STANDARD_LIBRARY_BYTES = 4_000_000
-# A fingerprint reads so many bytes at each end of a file.
-EDGE = 2**16
 
 
 class TextTask(Task):
@@ -23,7 +21,10 @@ class TextTask(Task):
     def fingerprints(self, config: TrainConfig) -> list[str]:
         if config.tokenizer not in ("bytes", "bpe") and not (config.out and (Path(config.out) / FILE).exists()):
             read_tokenizer(Path(config.tokenizer))  # raises an error that names the user's file
-        prints = fingerprints(_files(config))
+        for file in _files(config):
+            check_input("--text", file)
+        # Without a directory nothing is ever resumed.
+        prints = [] if config.out is None else fingerprints(_files(config))
         if config.tokenizer == "bytes":
             make_corpus(_files(config), config.context_length)  # raises if there is too little text
         return prints
@@ -39,25 +40,6 @@ class TextTask(Task):
 
 
 TASK = TextTask()
-
-
-def fingerprints(files: Sequence[Path]) -> list[str]:
-    """Return the size of each file and a hash of its beginning and end, which tell texts apart without reading all.
-
-    Raises:
-        OSError: a file cannot be read.
-        ValueError: a file is a directory or a stream.
-    """
-    prints = []
-    for file in files:
-        check_input("--text", file)
-        size = file.stat().st_size
-        with open(file, "rb") as source:
-            ends = source.read(EDGE)
-            source.seek(max(0, size - EDGE))
-            ends += source.read(EDGE)
-        prints.append(f"{size}-{hashlib.sha256(ends).hexdigest()[:16]}")
-    return prints
 
 
 def standard_library() -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from jaxattn.extras import require
 from jaxattn.files import read_json, write_whole
 from jaxattn.training.config import TrainConfig
+from jaxattn.training.fingerprints import changes
 from jaxattn.training.saving import CONFIGURATION, PARAMETERS, prepare_directory
 from jaxattn.training.tokenizer import FILE as TOKENIZER
 
@@ -64,17 +65,17 @@ def open_directory(config: TrainConfig, fingerprints: Sequence[str], resume: boo
 def _check_saved_run(directory: Path, config: TrainConfig, fingerprints: Sequence[str], resume: bool) -> None:
     saved, saved_fingerprints = _read(directory / FILE)
     differences = saved.differences(config)
-    if saved_fingerprints != list(fingerprints):
-        differences.append("another --text, or one that has changed since")
+    changed = changes(saved_fingerprints, fingerprints, config.text)
     has_trained = _has_checkpoints(directory) or (directory / PARAMETERS).exists()
-    if not has_trained and (differences or not resume):
+    if not has_trained and (differences or changed or not resume):
         # Nothing has been learned that could be lost: this run takes the directory over.
         shutil.rmtree(directory / TOKENS, ignore_errors=True)
         (directory / TOKENIZER).unlink(missing_ok=True)
-    elif differences:
+    elif differences or changed:
+        advice = ["leave that out"] * bool(differences) + ["put the text back as it was"] * bool(changed)
         raise ValueError(
-            f"{directory} holds another run, with {', '.join(differences)}: leave that out to continue it with "
-            "--resume, or name another --out"
+            f"{directory} holds another run, with {', '.join(differences + changed)}: {' and '.join(advice)} to "
+            "continue it with --resume, or name another --out"
         )
     elif has_trained and not resume:
         raise ValueError(f"{directory} holds this run already: add --resume to continue it, or name another --out")
@@ -112,8 +113,10 @@ def _lock(directory: Path) -> None:
 def _read(file: Path) -> tuple[TrainConfig, list[str]]:
     try:
         content = read_json(file)
-        config = content["config"]
-        return TrainConfig(**config | {"text": tuple(config["text"])}), content["texts"]
+        config, texts = content["config"], content["texts"]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("texts must hold fingerprints")
+        return TrainConfig(**config | {"text": tuple(config["text"])}), texts
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is damaged, or was written by a version that this one cannot read ({error}): name another --out"

@@ -73,7 +73,8 @@ def test_a_run_is_never_overwritten(started):
     [
         ({"batch_size": 8}, ["1-a"], "--batch-size 16, not 8"),
         ({"seed": 1, "width": 64}, ["1-a"], "--width 128, not 64.*--seed 0, not 1"),
-        ({}, ["2-b"], "--text"),
+        ({}, ["1-b"], "--text a.txt, which has changed since.*put the text back as it was to continue it with"),
+        ({}, ["1-a", "1-a"], "a --text of 1 files, not 2"),
     ],
 )
 def test_another_run_is_refused_by_naming_the_differences(started, change, texts, words, resume):
@@ -133,6 +134,7 @@ def test_a_directory_without_a_run_cannot_be_resumed(tmp_path):
         '{"config": {"text": [], "steps": true}, "texts": []}',
         '{"config": {"text": [], "mesh": 3}, "texts": []}',
         '{"config": {"text": [], "layers": 1000000000}, "texts": []}',
+        '{"config": {"text": []}, "texts": [1]}',
         "[]",
         "[" * 100_000,
     ],

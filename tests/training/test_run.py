@@ -347,7 +347,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     program = """
         import resource, sys
         from pathlib import Path
-        from jaxattn.tasks.text import fingerprints
+        from jaxattn.training.fingerprints import fingerprints
         from jaxattn.training.batches import make_batch
         from jaxattn.training.bigram import bigram_loss
         from jaxattn.training.text import make_corpus
