@@ -15,6 +15,7 @@ from jaxattn.benchmark.options import check, parser
 from jaxattn.benchmark.peers import torch_matmul_rate
 from jaxattn.benchmark.plot import plot
 from jaxattn.benchmark.report import heading, line, markdown, write_json
+from jaxattn.benchmark.scaling_report import run_scaling
 from jaxattn.benchmark.training import compare_training
 from jaxattn.cli import run_command
 from jaxattn.files import write_whole
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Measure, and print and keep each row as it comes."""
     check(options)
+    if options.only == "scaling":
+        return run_scaling(options)
     if options.only == "training":
         use_all_cores()
     machine, rates = describe_machine(), matmul_rates(options.dtype)

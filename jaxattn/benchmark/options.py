@@ -2,10 +2,11 @@
 
 Groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX, and,
 where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside Flax's;
-"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"), and "training" are steps of a small GPT
-beside nanoGPT in PyTorch (extra "torch"). Candidates take turns, and the median of each one's times counts. "of matmul"
-is the rate of the operations that the mask leaves, relative to the rate of plain matrix products in the same run; the
-last column is the time relative to jaxattn's.
+"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"), "training" are steps of a small GPT
+beside nanoGPT in PyTorch (extra "torch"), and "scaling" counts what a step sends, computes and stores on eight virtual
+devices, and estimates it on H100s. Candidates take turns, and the median of each one's times counts. "of matmul" is the
+rate of the operations that the mask leaves, relative to the rate of plain matrix products in the same run; the last
+column is the time relative to jaxattn's.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from jaxattn.files import check_output
 from jaxattn.kernels.call import Implementation
 from jaxattn.training.memory import total_memory
 
-GROUPS = ("attention", "stages", "decoding", "training")
+GROUPS = ("attention", "stages", "decoding", "training", "scaling")
 DTYPES = ("float32", "bfloat16", "float16")
 DIRECTIONS = ("forward", "forward+backward")
 

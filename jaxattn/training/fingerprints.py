@@ -30,7 +30,7 @@ def changes(saved: Sequence[str], found: Sequence[str], names: Sequence[str]) ->
     if len(saved) != len(found):
         return [f"a --text of {len(saved)} files, not {len(found)}"]
     labels = [f"--text {name}" for name in names] or ["Python's standard library as --text"] * len(found)
-    described = (_change(*prints, label) for *prints, label in zip(saved, found, labels, strict=True))
+    described = [_change(before, now, label) for before, now, label in zip(saved, found, labels, strict=True)]
     return [change for change in described if change is not None][:1]
 
 
