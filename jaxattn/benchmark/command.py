@@ -16,6 +16,7 @@ from jaxattn.benchmark.peers import torch_matmul_rate
 from jaxattn.benchmark.plot import plot
 from jaxattn.benchmark.report import heading, line, markdown, write_json
 from jaxattn.benchmark.scaling_report import run_scaling
+from jaxattn.benchmark.score_options import option_comparisons
 from jaxattn.benchmark.training import compare_training
 from jaxattn.cli import run_command
 from jaxattn.files import write_whole
@@ -79,6 +80,8 @@ def comparisons(options: argparse.Namespace) -> Iterator[Comparison]:
         yield from map(compare_decoding, options.batch_sizes or [1])
     elif options.only == "training":
         yield compare_training()
+    elif options.only == "options":
+        yield from option_comparisons(cases(options))
     else:
         for case in cases(options):
             if options.only != "stages":

@@ -3,7 +3,8 @@
 Groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX, and,
 where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside Flax's;
 "decoding", when asked for, is GPT-2 small beside transformers (extra "peers"), "training" are steps of a small GPT
-beside nanoGPT in PyTorch (extra "torch"), and "scaling" counts what a step sends, computes and stores on eight virtual
+beside nanoGPT in PyTorch (extra "torch"), "options" is causal attention with a soft cap, sinks, ALiBi's and T5's bias
+beside plain calls and PyTorch, and "scaling" counts what a step sends, computes and stores on eight virtual
 devices, and estimates it on H100s. Candidates take turns, and the median of each one's times counts. "of matmul" is the
 rate of the operations that the mask leaves, relative to the rate of plain matrix products in the same run; the last
 column is the time relative to jaxattn's.
@@ -20,7 +21,7 @@ from jaxattn.files import check_output
 from jaxattn.kernels.call import Implementation
 from jaxattn.training.memory import total_memory
 
-GROUPS = ("attention", "stages", "decoding", "training", "scaling")
+GROUPS = ("attention", "stages", "decoding", "training", "options", "scaling")
 DTYPES = ("float32", "bfloat16", "float16")
 DIRECTIONS = ("forward", "forward+backward")
 
@@ -63,7 +64,7 @@ def check(options: argparse.Namespace) -> None:
         check_output(f"--{name}", file)
     if len({file.absolute() for file in files.values()}) < len(files):
         raise ValueError(f"--{' and --'.join(files)} name one file: name one for each")
-    if options.only in (None, "attention", "stages"):
+    if options.only in (None, "attention", "stages", "options"):
         _check_memory(options)
     if options.plot is not None:
         check_plot_file(options.plot)
