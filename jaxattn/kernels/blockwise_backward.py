@@ -77,9 +77,9 @@ def backward(
     query = jnp.moveaxis(queries, -1, -3)[..., :T, :, :]  # (B, T, H, D)
     scale = jnp.asarray(call.scale, call.wide)
     return Gradients(
-        (query * scale).astype(call.query.dtype),
-        (key[..., :S, :, :] * scale).astype(call.key.dtype),
-        value[..., :S, :, :].astype(call.value.dtype),
+        (query * scale).astype(call.result_type(call.query)),
+        (key[..., :S, :, :] * scale).astype(call.result_type(call.key)),
+        value[..., :S, :, :].astype(call.result_type(call.value)),
         None if bias is None or call.bias is None else _unpad_bias(bias, call),
         None if diagonals is None else unpad_diagonals(call, _join_heads(diagonals), blocks.inner_count * blocks.inner),
         sinks_gradient(call, context, lse, gradient, lse_gradient),

@@ -53,6 +53,9 @@ class AttentionCall:
     band: Band = dataclasses.field(default=Band(), metadata=STATIC)
     return_weights: bool = dataclasses.field(default=False, metadata=STATIC)
     return_lse: bool = dataclasses.field(default=False, metadata=STATIC)
+    # Whether the softmax runs over more keys than these: the results are in the wide type, to be added up, and the
+    # backward pass is given the logsumexp over all keys.
+    is_partial: bool = dataclasses.field(default=False, metadata=STATIC)
     # The kernel that the caller asks for.
     implementation: Implementation | None = dataclasses.field(default=None, metadata=STATIC)
     # Where the arrays lie, or, inside a kernel, what it is traced for: "cpu", "cuda", or another.
@@ -104,6 +107,10 @@ class AttentionCall:
     def wide(self) -> DTypeLike:
         """The type to compute in."""
         return wide_type(self.query.dtype, self.key.dtype, self.value.dtype)
+
+    def result_type(self, array: Array) -> DTypeLike:
+        """Return the type of the results for an array: of the context for the value, of gradients for each array."""
+        return self.wide if self.is_partial else array.dtype
 
 
 class Options(TypedDict, total=False):

@@ -26,6 +26,7 @@ def unsupported(call: AttentionCall) -> str | None:
     causal, lengths = _parts(call.mask)
     rules = [
         (capability >= (8, 0), f"needs compute capability 8.0, and this GPU has {'.'.join(map(str, capability))}"),
+        (not call.is_partial, "keeps the logsumexp of its keys to itself"),
         (not call.return_weights, "does not store the weights that return_weights asks for"),
         (
             call.value.dtype in (jnp.float16, jnp.bfloat16),

@@ -46,7 +46,7 @@ class Results(NamedTuple):
     def empty(cls, call: AttentionCall, queries: int, like: Array) -> "Results":
         """Return arrays for so many queries, to be written over."""
         H = call.sizes[2]
-        context = full((*call.batch, queries, H, call.value.shape[-1]), 0, like, call.value.dtype)
+        context = full((*call.batch, queries, H, call.value.shape[-1]), 0, like, call.result_type(call.value))
         return cls(context, *(full((*call.batch, H, queries), 0, like, call.wide) for _ in range(2)))
 
     def write(self, heads: HeadBlock, first_query: Index, sums: Sums) -> "Results":

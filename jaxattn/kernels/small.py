@@ -20,6 +20,8 @@ LITTLE_MEMORY = 2**30  # bytes, on accelerators
 
 def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel should not compute the call, or None."""
+    if call.is_partial:
+        return "knows the softmax of these keys alone"
     if few_queries.unsupported(call) is None:
         return "would read keys that are masked"
     if call.platform == "cpu" and call.sizes[0] <= FEW_QUERIES:

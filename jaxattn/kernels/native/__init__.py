@@ -49,7 +49,7 @@ def forward(call: AttentionCall) -> tuple[Array, LogSumExp]:
     rows = jax.ShapeDtypeStruct((*call.batch, H, T), jnp.float32)
     results = jax.ShapeDtypeStruct((*call.batch, T, H, call.value.shape[-1]), dtype), rows, rows
     context, largest, log_total = _call("jaxattn_forward", results, call, heads)
-    return with_sinks(call, context.astype(call.value.dtype), LogSumExp(largest, log_total))
+    return with_sinks(call, context.astype(call.result_type(call.value)), LogSumExp(largest, log_total))
 
 
 def backward(
@@ -63,9 +63,9 @@ def backward(
     results = [jax.ShapeDtypeStruct((*call.batch, *array.shape[-3:]), dtype) for array in heads]
     query, key, value = _call("jaxattn_backward", results, call, arrays)
     return Gradients(
-        query.astype(call.query.dtype),
-        key.astype(call.key.dtype),
-        value.astype(call.value.dtype),
+        query.astype(call.result_type(call.query)),
+        key.astype(call.result_type(call.key)),
+        value.astype(call.result_type(call.value)),
         None if call.bias is None else _bias_gradient(call, call.bias, arrays),
         None if call.diagonals is None else _bias_gradient(call, call.diagonals, arrays),
         sinks_gradient(call, context, lse, gradient, lse_gradient),
@@ -82,7 +82,8 @@ def _bias_gradient(call: AttentionCall, bias: Array, arrays: tuple[Array, ...]) 
 def _heads(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
     """Return query, key and value in one type; a scale that is an array has widened the query."""
     arrays = signed_query(call), call.key, call.value
-    dtype = call.query.dtype if len({array.dtype for array in arrays}) == 1 else jnp.dtype(jnp.float32)
+    is_one = len({array.dtype for array in arrays}) == 1 and not call.is_partial  # the library's results have this type
+    dtype = call.query.dtype if is_one else jnp.dtype(jnp.float32)
     return tuple(array.astype(dtype) for array in arrays), dtype
 
 
