@@ -7,7 +7,7 @@ from jax import Array
 
 from jaxattn.checks import as_tokens, known
 from jaxattn.layer.heads import rotary_of
-from jaxattn.masks import Causal, Segments, SlidingWindow
+from jaxattn.masks import Causal, SlidingWindow
 
 
 class Call(NamedTuple):
@@ -85,14 +85,12 @@ def _check_cross(layer: Any) -> None:
         )
 
 
-def check_ring(layer: Any, call: Call, collects_steps: bool) -> None:
+def check_ring(call: Call, collects_steps: bool) -> None:
     """Check that a call has nothing that a ring of devices does not support."""
-    fields = ("soft_cap", "use_sinks", "position_bias")
-    extra = call.return_weights or call.decode or call.keep_context or collects_steps or call.dropout_key is not None
-    if extra or not (call.mask is None or isinstance(call.mask, Segments)) or any(getattr(layer, f) for f in fields):
+    if call.return_weights or call.decode or call.keep_context or collects_steps:
         raise ValueError(
-            "ring shards the tokens over devices, without dropout, weights, cache, soft_cap, sinks, position_bias, and "
-            "masks of the call other than masks.Segments(ids): write ring=None for these"
+            "ring shards the tokens over devices, which hold neither the weights nor a cache: write ring=None for "
+            "return_weights, decode and keep_context"
         )
 
 

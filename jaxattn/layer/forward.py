@@ -12,7 +12,7 @@ from jaxattn.layer.call import Call, check_ring, checked
 from jaxattn.layer.decoding import Storage, extend, kept_context, masked_missing, stored
 from jaxattn.layer.heads import RelativeBias, Sizes, rotary_of, sizes
 from jaxattn.masks import combine
-from jaxattn.ring import ring_attention
+from jaxattn.ring import ring_attention, zigzag_order
 from jaxattn.rotary import rotate
 
 
@@ -35,7 +35,8 @@ def forward(layer: Any, face: Face, x: Any, call: Call) -> Array | tuple[Array, 
     cache = stored(layer, face.storage, key, value) if call.decode else None
     rotary = rotary_of(layer)
     if rotary is not None:
-        positions = token_positions(x, None if cache is None else cache.length, call.positions)
+        positions = _positions_in_ring(layer, x) if call.positions is None else call.positions
+        positions = token_positions(x, None if cache is None else cache.length, positions)
         query, key = (rotate(heads, positions, rotary) for heads in (query, key))
     mask, is_whole = combine(layer.mask, call.mask), None
     offset: int | Array = 0
@@ -45,6 +46,14 @@ def forward(layer: Any, face: Face, x: Any, call: Call) -> Array | tuple[Array, 
     # (..., T, H, D) -> (..., T, out_features)
     output = masked_missing(face.project("out", context.reshape(*x.shape[:-1], size.H * size.D)), is_whole)
     return output if weights is None else (output, masked_missing(weights, is_whole))
+
+
+def _positions_in_ring(layer: Any, x: Array) -> Any:
+    """Return the positions of tokens in zig-zag order, or None for natural order."""
+    ring = layer.ring
+    if ring is None or ring.order == "natural":
+        return None
+    return zigzag_order(x.shape[-2], ring.mesh.shape[ring.axis])
 
 
 def token_positions(x: Array, cached: Array | None, positions: Any) -> Array:
@@ -76,17 +85,16 @@ def _attend(
 ) -> tuple[Array, Array | None]:
     """Return the context `(..., T, H, D)`, and the weights if the call asks for them."""
     if layer.ring is not None:
-        check_ring(layer, call, face.sow_steps is not None)
-        segments = {} if call.mask is None else {"segment_ids": call.mask.ids, "key_segment_ids": call.mask.key_ids}
-        options: dict[str, Any] = {**layer.ring._asdict(), **segments, "scale": layer.scale}
-        return ring_attention(*heads, layer.mask, **options, precision=layer.precision), None
+        check_ring(call, face.sow_steps is not None)
     options = {
         **_score_options(layer, face, offset),
         "dropout_rate": 0.0 if call.dropout_key is None else layer.dropout_rate,
         "dropout_key": call.dropout_key,
         "precision": layer.precision,
-        "implementation": layer.implementation,
     }
+    if layer.ring is not None:
+        return ring_attention(*heads, mask, **layer.ring._asdict(), **options), None
+    options["implementation"] = layer.implementation
     if face.sow_steps is not None:
         face.sow_steps(*heads, mask, **options)
     if call.return_weights:

@@ -53,8 +53,8 @@ class AttentionLayer(nn.Module):
         kernel_init: initializer of all kernels.
         bias_init: initializer of all biases.
         implementation: the kernel of `dot_product_attention`; None chooses.
-        ring: shards the tokens over a mesh axis, `Ring(mesh, axis)`, see `ring_attention`; without dropout, cache,
-            weights, soft cap, sinks, position bias, and masks of the call other than `Segments`.
+        ring: shards the tokens over a mesh axis, `Ring(mesh, axis)`, see `ring_attention`; without cache and
+            weights.
         head_width: width D of a head; None is features / num_heads.
         out_features: width of the output; None is `features`.
         use_out_bias: whether the output projection adds a bias.

@@ -1,0 +1,80 @@
+"""Strategy "all_gather": each device keeps its queries and gathers all keys and values.
+
+One exchange in place of many steps, for few devices: a device holds all keys of the sequence while it computes.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxattn.kernels.call import AttentionCall, Gradients
+from jaxattn.kernels.softmax import sinks_gradient, with_sinks
+from jaxattn.ring.order import zigzag_order
+from jaxattn.ring.parts import LocalSums, Shards, Travellers, first_queries, part, travellers_of
+from jaxattn.ring.passing import as_gradient, backward, forward, lse_gradient
+from jaxattn.ring.sending import gather
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attend(shards: Shards, call: AttentionCall) -> tuple[Array, Array]:
+    """Return the context `(chunks, B, T, H, D_v)` and the natural logsumexp `(chunks, B, H, T)` of an arranged call."""
+    return _forward(shards, call)[0]
+
+
+def _forward(shards: Shards, call: AttentionCall) -> tuple[tuple[Array, Array], Any]:
+    context, lse = with_sinks(call, *forward(_whole(shards, call)))
+    context = context.astype(call.value.dtype)
+    return (context, lse.natural(call)), (call, context, lse.finite())
+
+
+def _whole(shards: Shards, call: AttentionCall) -> AttentionCall:
+    """Return the part with all keys."""
+    own = travellers_of(shards, call)
+
+    def gathered(array: Array, axis: int, is_natural: bool = shards.is_natural) -> Array:
+        axis = axis % array.ndim
+        whole = gather(array, shards.axis, axis)
+        return whole if is_natural else jnp.take(whole, np.argsort(_order(shards)), axis)
+
+    keys = Travellers(
+        gathered(own.key, -3),
+        gathered(own.value, -3),
+        tuple(gathered(array, -1) for array in own.mask),
+        None if own.column_bits is None else gathered(own.column_bits, -1, True),  # drawn by position
+    )
+    return part(shards, call, keys, *_begin(shards))
+
+
+def _order(shards: Shards) -> np.ndarray:
+    return zigzag_order(shards.S, shards.layout.devices)
+
+
+def _begin(shards: Shards) -> tuple[Array, int, int]:
+    """Return where queries and keys begin."""
+    return first_queries(shards, lax.axis_index(shards.axis)), 0, 0
+
+
+def _backward(shards: Shards, residuals: Any, of_results: tuple[Array, Array]) -> tuple[AttentionCall]:
+    call, context, lse = residuals
+    gradient, of_lse = of_results
+    of_lse = lse_gradient(call, lse, of_lse)
+    whole = _whole(shards, call)
+    gradients = backward(whole, context, lse, gradient, of_lse)
+
+    def own(array: Array) -> Array:
+        """(chunks, B, S, K, D) -> (1, B, S / n, K, D), summed over devices."""
+        array, axis = array.sum(0, keepdims=True), array.ndim - 3
+        array = array if shards.is_natural else jnp.take(array, _order(shards), axis)
+        return lax.psum_scatter(array, shards.axis, scatter_dimension=axis, tiled=True)
+
+    sums = LocalSums.zeros(call).add(shards, whole, gradients, *_begin(shards))
+    of_sinks = sinks_gradient(call, context, lse, gradient, of_lse)
+    of_keys = own(gradients.key), own(gradients.value)
+    return (as_gradient(call, Gradients(sums.query, *of_keys, sums.bias, sums.diagonals, of_sinks)),)
+
+
+attend.defvjp(_forward, _backward)

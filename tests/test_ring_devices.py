@@ -1,0 +1,189 @@
+"""Ring attention on eight virtual devices: the numbers of one device in float64, the same work and memory on each."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from eight_devices import on_eight_devices
+from ring_cases import NAMES
+
+from jaxattn import masks
+from jaxattn.ring import zigzag_order
+from jaxattn.ring.order import Layout, choose_layout, plan_hops
+from jaxattn.ring.parts import moved
+
+RUN = """
+from ring_cases import bytes_sent, check_case, check_zigzag
+def mesh_of(n, *others, kind=AxisType.Auto):
+    sizes, names = (n, *others), ("tokens", "data", "heads")[: 1 + len(others)]
+    devices = jax.devices()[: int(np.prod(sizes))]
+    return jax.make_mesh(sizes, names, axis_types=(kind,) * len(sizes), devices=devices)
+"""
+
+
+def on_devices(program):
+    finished = on_eight_devices(RUN + program + "\nprint('done')")
+    assert finished.stdout.strip() == "done", finished.stderr[-3000:]
+
+
+def test_every_strategy_gives_the_numbers_of_one_device_with_gradients():
+    on_devices("""
+mesh = mesh_of(2, 2, 2, kind=AxisType.Explicit)
+check_case("everything", T=8, S=16, mesh=mesh, axis="tokens", batch_axis="data", head_axis="heads")
+check_case("bias", mesh=mesh_of(4), axis="tokens", strategy="all_gather")
+check_case("dropout", K=1, mesh=mesh_of(4), axis="tokens", strategy="all_to_all")
+check_zigzag("alibi", mesh=mesh_of(2), axis="tokens")
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_gives_the_numbers_of_one_device_on_any_number_of_devices(name):
+    on_devices(f"""
+for n, K, (T, S) in ((2, 4, (16, 16)), (4, 2, (16, 32)), (8, 1, (32, 32)), (8, 2, (40, 8))):
+    for strategy in ("ring", "all_gather", "all_to_all"):
+        if strategy != "all_to_all" or n <= 4:
+            check_case({name!r}, T=T, S=S, K=K, mesh=mesh_of(n), axis="tokens", strategy=strategy)
+for strategy in ("ring", "all_gather", "all_to_all"):
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        axes = {{"axis": "tokens", "batch_axis": "data", "head_axis": "heads"}}
+        check_case({name!r}, mesh=mesh_of(2, 2, 2, kind=kind), strategy=strategy, **axes)
+        check_case({name!r}, mesh=mesh_of(2, 2, 2, kind=kind), axis="tokens", strategy=strategy)
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ring", "all_gather", "all_to_all"])
+@pytest.mark.parametrize("kind", ["array", "alibi"])
+def test_tokens_in_zigzag_order_give_the_numbers_of_natural_order(strategy, kind):
+    on_devices(f"""
+for n in (2, 4):
+    check_zigzag({kind!r}, mesh=mesh_of(n), axis="tokens", strategy={strategy!r})
+    check_zigzag({kind!r}, 32, 16, mesh=mesh_of(n), axis="tokens", strategy={strategy!r})
+""")
+
+
+def tiles_of(layout, mask, T, S, tile=64):
+    """Return how many tiles hold unmasked entries on each device, over all steps of the ring."""
+    Cq, Ck = T // layout.count, S // layout.count
+    expanded, counts = mask.expanded(T, S), np.zeros(layout.devices, int)
+    queries = jnp.arange(Cq).reshape(Cq // tile, tile, 1, 1)
+    keys = jnp.arange(Ck).reshape(1, 1, Ck // tile, tile)
+    for device, source in itertools.product(range(layout.devices), repeat=2):
+        for row, column in itertools.product(layout.chunks_of(device), layout.chunks_of(source)):
+            part = moved(expanded, jnp.asarray(row * Cq), column * Ck, Cq, Ck)
+            part = jax.tree.map(lambda array: jnp.reshape(array, (1, 1, 1, 1)), part)
+            counts[device] += part.block_mask(queries, keys).sum()
+    return counts
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_every_device_computes_as_many_tiles_of_a_causal_mask(n):
+    mask = masks.Causal()
+    layout = choose_layout(mask, 2048, 2048, n)
+    zigzag, natural = (tiles_of(one, mask, 2048, 2048) for one in (layout, Layout(n, 1)))
+    assert zigzag.sum() == 32 * 33 // 2
+    assert zigzag.max() <= 1.1 * zigzag.mean()
+    assert natural.max() > 1.4 * natural.mean()  # the last device would have most of the work
+
+
+@pytest.mark.parametrize(
+    ("mask", "chunks"),
+    [
+        (masks.Causal(), 2),
+        (masks.Causal(jnp.asarray(3)), 2),
+        (masks.Causal() | masks.Prefix(jnp.asarray(5)), 2),
+        (masks.Causal() & masks.Segments(jnp.zeros(64, int)), 2),
+        (masks.SlidingWindow(60), 2),
+        (masks.SlidingWindow(4), 1),
+        (masks.Causal() & masks.Chunked(4), 1),
+        (masks.Lengths(jnp.asarray(5)), 1),
+        (None, 1),
+    ],
+    ids=str,
+)
+def test_tokens_are_reordered_only_where_that_balances_the_work(mask, chunks):
+    assert choose_layout(mask, 64, 64, 4).chunks == chunks
+    assert choose_layout(mask, 68, 68, 4).chunks == 1  # no two equal chunks for each device
+
+
+@pytest.mark.parametrize(
+    ("mask", "layout", "hops"),
+    [
+        (masks.Causal(), Layout(8, 2), (7, 0)),
+        (masks.Causal(), Layout(8, 1), (7, 0)),
+        (masks.SlidingWindow(8), Layout(8, 1), (1, 0)),
+        (masks.SlidingWindow(10), Layout(8, 1), (2, 0)),
+        (masks.SlidingWindow(1), Layout(8, 1), (0, 0)),
+        (masks.SlidingWindow(8, right=9), Layout(8, 1), (1, 2)),
+        (masks.SlidingWindow(4), Layout(8, 2), (1, 1)),
+        (masks.SlidingWindow(40, right=30), Layout(8, 1), (7, 0)),
+        (masks.Causal() & masks.Chunked(8), Layout(8, 1), (1, 0)),
+    ],
+    ids=str,
+)
+def test_keys_travel_no_further_than_the_mask_reaches(mask, layout, hops):
+    planned = plan_hops(layout, mask.band(), 64, 64)
+    assert (planned.up, planned.down) == hops
+
+
+def test_zigzag_order_gives_each_device_an_early_and_a_late_chunk():
+    order = zigzag_order(24, 3)
+    assert order.reshape(3, 2, 4)[:, :, 0].tolist() == [[0, 20], [4, 16], [8, 12]]
+    with pytest.raises(ValueError, match="pad to a multiple of 6"):
+        zigzag_order(27, 3)
+
+
+def test_a_ring_sends_keys_in_their_own_type_and_its_memory_falls_with_the_devices():
+    on_devices("""
+def compiled(n, mask, strategy="ring", differentiate=True):
+    mesh = mesh_of(n)
+    heads = jax.ShapeDtypeStruct((1, 2048, 4, 16), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "tokens")))
+    ring = lambda q, k, v: ring_attention(q, k, v, mask, mesh=mesh, axis="tokens", strategy=strategy)
+    both = jax.grad(lambda *heads: ring(*heads).astype(jnp.float32).sum(), (0, 1, 2))
+    return jax.jit(both if differentiate else ring).lower(heads, heads, heads).compile()
+memory = []
+for n in (2, 4, 8):
+    local = 2048 // n * 4 * 16 * 2  # bytes of a device's queries, keys or values
+    program = compiled(n, None)
+    # Keys and values travel n - 1 times in bfloat16, forward and backward; their gradients n - 1 times in float32.
+    # With two devices, the compiler sends the keys once for both passes.
+    sent = (n - 1) * (2 + (2 if n > 2 else 0) + 4) * local
+    assert bytes_sent(program) == {"collective-permute": sent}, (n, bytes_sent(program))
+    memory.append(program.memory_analysis().temp_size_in_bytes)
+assert memory[0] > 1.5 * memory[1] > 2 * memory[2], memory
+zigzag = bytes_sent(compiled(4, masks.Causal(), differentiate=False))["collective-permute"]
+assert zigzag == (3 * 2 + 4) * 2048 // 4 * 4 * 16 * 2, zigzag  # queries, keys, values and context are reordered
+window = bytes_sent(compiled(8, masks.SlidingWindow(100), differentiate=False))["collective-permute"]
+assert window == 2 * 2048 // 8 * 4 * 16 * 2, window  # one hop
+""")
+
+
+def test_bad_input_of_a_ring_on_several_devices_is_named():
+    on_devices("""
+mesh = jax.make_mesh((4, 2), ("tokens", "heads"), axis_types=(AxisType.Auto,) * 2)
+heads = draw(2, 64, 4, 4)
+def refused(words, *arrays, mask=None, error=ValueError, **options):
+    try:
+        ring_attention(*arrays, mask, **({"mesh": mesh, "axis": "tokens"} | options))
+    except error as came:
+        assert words in str(came), came
+    else:
+        raise AssertionError(words)
+refused("not an axis of the mesh, which has tokens", heads, heads, heads, axis="head")
+refused("not an axis of the mesh", heads, heads, heads, axis=None)
+refused("axis and head_axis are both 'tokens'", heads, heads, heads, head_axis="tokens")
+refused("65 tokens do not divide", *[draw(2, 65, 4, 4)] * 3)
+refused("pad to 68", *[draw(2, 65, 4, 4)] * 3)
+refused("62 keys do not divide", heads, heads[:, :62], heads[:, :62])
+refused("pad to 64", *[draw(2, 60, 4, 4)] * 3, order="zigzag")
+refused("3 examples do not divide", *[draw(3, 64, 4, 4)] * 3, batch_axis="heads")
+refused("1 KV heads do not divide", heads, heads[:, :, :1], heads[:, :, :1], head_axis="heads")
+refused("has no batch", *[heads[0]] * 3, batch_axis="heads")
+refused("write one of 'ring', 'all_gather', 'all_to_all'", heads, heads, heads, strategy="ulysses")
+refused("write one of 'natural', 'zigzag'", heads, heads, heads, order="striped")
+refused("write strategy='ring' or 'all_gather'", *[draw(2, 64, 6, 4)] * 3, strategy="all_to_all")
+refused("on each of the 2 devices of head_axis", heads, heads, heads, strategy="all_to_all", head_axis="heads")
+""")
