@@ -84,6 +84,12 @@ class TrainConfig:
         empty="all devices along data",
         may_change=True,
     )
+    shard_parameters: bool = _option(
+        DEVICES,
+        False,
+        "split parameters and optimizer state over the axis data, so that each device stores a part (FSDP, ZeRO)",
+        may_change=True,
+    )
 
     out: str | None = _option(OUTPUT, None, "the run's directory", "DIR", empty="nothing is saved", may_change=True)
     save_every: int = _option(

@@ -26,7 +26,8 @@ def check_memory(config: TrainConfig, mesh: Mesh) -> None:
     block = 12 * config.width**2 + 13 * config.width
     parameters = (vocab_size + config.context_length) * config.width + config.layers * block
     # Parameters, their gradients, and AdamW's two moments in float32, on each device that does not split them.
-    state = 16 * parameters * (mesh.size // mesh.shape["model"])
+    split = mesh.shape["model"] * (mesh.shape["data"] if config.shard_parameters else 1)
+    state = 16 * parameters * (mesh.size // split)
     batches = 2 * EVALUATION_BATCHES * 4 * config.batch_size * (config.context_length + 1)
     if state + batches > total_memory():
         raise ValueError(

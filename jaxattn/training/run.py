@@ -26,7 +26,7 @@ from jaxattn.training.recovery import DivergedError, check_steps, diverged, rest
 from jaxattn.training.report import Outcome, Stopped, introduction, resuming, stopped, summary, verdict
 from jaxattn.training.sample import first_document, sample_text
 from jaxattn.training.saving import save_model
-from jaxattn.training.sharding import gather_to_host, make_ring, shard_batch
+from jaxattn.training.sharding import gather_to_main_process, make_ring, shard_batch
 from jaxattn.training.signals import catch_stop_signals, received_by_any_process
 from jaxattn.training.step import Metrics, choose_microbatches, init_state, make_optimizer, make_schedule, make_step
 
@@ -61,7 +61,7 @@ class Run:
         self.model = GPT(sizes, dtype, config.remat, make_ring(self.mesh))
         init_key, self.dropout_key, self.sample_key = jax.random.split(jax.random.key(config.seed), 3)
         self.schedule = make_schedule(config.steps, config.learning_rate)
-        self.state = init_state(self.model, make_optimizer(self.schedule), init_key, self.mesh)
+        self.state = init_state(self.model, make_optimizer(self.schedule), init_key, self.mesh, config.shard_parameters)
         self.fixed_batches = fixed_batches(self.data.corpus, config)
         self.evaluate = make_evaluate(self.model, self.mesh, self.fixed_batches)
         self.checkpoints = None if self.directory is None else Checkpoints(self.directory / CHECKPOINTS)
@@ -95,7 +95,7 @@ class Run:
             with journal as self.journal, catch_stop_signals(self.directory) as self.received_signal:
                 with self.progress:
                     self._train_steps()
-                params = gather_to_host(self.mesh, self.state.params)
+                params = gather_to_main_process(self.mesh, self.state.params)
                 self._save_model(params, directory)
         except OSError as error:
             raise write_error(error, self.directory, self._saved_steps()) from error
@@ -130,7 +130,9 @@ class Run:
     def _train_steps(self) -> None:
         """Train until the last step or until a stop signal."""
         config = self.config
-        train_step = make_step(self.model, self.schedule, self.dropout_key, self.mesh, self.microbatches)
+        train_step = make_step(
+            self.model, self.schedule, self.dropout_key, self.mesh, self.microbatches, config.shard_parameters
+        )
         pending: tuple[int, Metrics] | None = None
         for number, batch in prefetch(self._read_batch, range(int(self.state.step) + 1, config.steps + 1)):
             self.state, metrics = train_step(self.state, batch)
@@ -181,8 +183,10 @@ class Run:
         self.progress.say(f"step {step}: held-out loss {loss:.4f} nats per {self.data.unit}")
         sample = {}
         if step < self.config.steps and not self._stop_signal():
-            sample["sample"] = self._sample(gather_to_host(self.mesh, self.state.params), 60)[1]
-            self.progress.say("  " + repr(sample["sample"]))
+            params = gather_to_main_process(self.mesh, self.state.params)
+            if params is not None:
+                sample["sample"] = self._sample(params, 60)[1]
+                self.progress.say("  " + repr(sample["sample"]))
         self.journal.write(step, held_out_loss=loss, **sample)
         return loss
 
@@ -192,7 +196,7 @@ class Run:
         return sample_text(self.model, params, document, self.data.tokenizer, num_tokens, key)
 
     def _save_model(self, params: Any, directory: Path | None) -> None:
-        if directory is not None:
+        if directory is not None and params is not None:
             save_model(directory, self.model.config, params, int(self.state.step))
         if self.checkpoints is not None:
             self.checkpoints.wait()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxattn.ring import Ring
@@ -52,20 +53,49 @@ def make_ring(mesh: Mesh) -> Ring | None:
     return Ring(mesh, "seq", head_axis="model" if mesh.shape["model"] > 1 else None)
 
 
-def state_sharding(mesh: Mesh, state: Tree) -> Tree:
-    """Return the sharding of each array of a training state, by the name of its layer."""
+def state_sharding(mesh: Mesh, state: Tree, shard_parameters: bool = False) -> Tree:
+    """Return the sharding of each array of a training state, by the name of its layer.
+
+    With `shard_parameters`, arrays are also sharded over "data", along the longest axis that it divides and that is not
+    split yet; an array without such an axis, such as the number of the step, is replicated.
+    """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = {getattr(step, "key", None) for step in path}
-        spec: tuple[Any, ...] = (None,) * leaf.ndim
+        spec: list[str | None] = [None] * leaf.ndim
         if leaf.ndim and names & COLUMNS:
-            spec = (*spec[:-1], "model")
+            spec[-1] = _if_divisible(mesh, "model", leaf.shape[-1])
         elif leaf.ndim > 1 and names & ROWS:
-            spec = (*spec[:-2], "model", None)
+            spec[-2] = _if_divisible(mesh, "model", leaf.shape[-2])
+        if shard_parameters:
+            whole = [axis for axis in range(leaf.ndim) if spec[axis] is None]
+            whole = [axis for axis in whole if _if_divisible(mesh, "data", leaf.shape[axis])]
+            if whole:
+                spec[max(whole, key=leaf.shape.__getitem__)] = "data"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     shardings: Tree = jax.tree_util.tree_map_with_path(sharding, state)
     return shardings
+
+
+def _if_divisible(mesh: Mesh, axis: str, size: int) -> str | None:
+    """Return the mesh axis if it divides a size; JAX's arrays have equal shards."""
+    return axis if size and size % mesh.shape[axis] == 0 else None
+
+
+def axis_over_data(sharding: NamedSharding) -> int | None:
+    """Return which axis of an array is split over "data"."""
+    spec = tuple(sharding.spec)
+    return spec.index("data") if "data" in spec else None
+
+
+def bytes_per_device(tree: Any) -> list[int]:
+    """Return how many bytes of these arrays each device of this process holds, by the number of the device."""
+    held: dict[int, int] = {}
+    for array in jax.tree.leaves(tree):
+        for shard in array.addressable_shards:
+            held[shard.device.id] = held.get(shard.device.id, 0) + shard.data.nbytes
+    return [held[device] for device in sorted(held)]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -82,12 +112,22 @@ def shard_batch(mesh: Mesh, arrays: Tree, axis: int = 0) -> Tree:
     return sharded
 
 
-def gather_to_host(mesh: Mesh, tree: Tree) -> Tree:
-    """Return whole NumPy arrays, in every process, of arrays that may be split over the devices."""
-    gathered: Tree = jax.tree.map(np.asarray, _gather(mesh)(tree))
-    return gathered
+def gather_to_main_process(mesh: Mesh, tree: Tree) -> Tree | None:
+    """Return whole NumPy arrays in the main process, None in the others; all processes must call this.
+
+    One array at a time is gathered, so no device ever has all of them.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    gathered = [_gather_one(mesh, leaf) for leaf in leaves]
+    return jax.tree.unflatten(structure, gathered) if jax.process_index() == 0 else None
+
+
+def _gather_one(mesh: Mesh, array: Array) -> np.ndarray | None:
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        array = _replicate(mesh)(array)
+    return np.array(array) if jax.process_index() == 0 else None
 
 
 @functools.cache
-def _gather(mesh: Mesh) -> Any:
-    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+def _replicate(mesh: Mesh) -> Any:
+    return jax.jit(lambda array: array, out_shardings=replicated(mesh))

@@ -1,6 +1,5 @@
 """One training step: the loss of every next token, its gradient, and an update by AdamW."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ from jaxtyping import Float
 
 from jaxattn.models.gpt import GPT
 from jaxattn.training.batches import Batch, loss_mask
-from jaxattn.training.sharding import state_sharding, sum_over_data
+from jaxattn.training.gradients import make_loss_and_gradients
+from jaxattn.training.sharding import state_sharding
 
 # On a CPU, the activations of so many tokens stay in a core's caches until the backward pass; measured.
 TOKENS_IN_CACHE = 256
@@ -58,7 +58,9 @@ def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
     )
 
 
-def init_state(model: GPT, optimizer: optax.GradientTransformation, key: Array, mesh: Mesh) -> TrainState:
+def init_state(
+    model: GPT, optimizer: optax.GradientTransformation, key: Array, mesh: Mesh, shard_parameters: bool = False
+) -> TrainState:
     """Initialize parameters and optimizer, sharded over the mesh; the numbers are the same on every mesh."""
     model = GPT(model.config)  # without its ring, which would need a sequence
 
@@ -66,7 +68,7 @@ def init_state(model: GPT, optimizer: optax.GradientTransformation, key: Array, 
         params = model.init(key, jnp.zeros(model.config.context_length, jnp.int32))["params"]
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    return jax.jit(init, out_shardings=state_sharding(mesh, jax.eval_shape(init, key)))(key)
+    return jax.jit(init, out_shardings=state_sharding(mesh, jax.eval_shape(init, key), shard_parameters))(key)
 
 
 def token_weights(batch: Batch) -> Float[Array, "B T"]:
@@ -111,11 +113,18 @@ def choose_microbatches(batch_size: int, context_length: int, mesh: Mesh, reques
 
 
 def make_step(
-    model: GPT, schedule: optax.Schedule, key: Array, mesh: Mesh, microbatches: int
+    model: GPT,
+    schedule: optax.Schedule,
+    key: Array,
+    mesh: Mesh,
+    microbatches: int,
+    shard_parameters: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile a step `(state, batch) -> (state, metrics)`, tokens `(B, context_length + 1)`; the state is donated."""
     optimizer, has_dropout = make_optimizer(schedule), model.config.dropout_rate > 0
-    loss_and_gradients = sum_over_data(mesh, functools.partial(_accumulate, model, microbatches))
+    loss_and_gradients = make_loss_and_gradients(
+        lambda params, examples: summed_loss(model, params, *examples), mesh, microbatches, shard_parameters
+    )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), len(batch.tokens)) if has_dropout else None
@@ -125,22 +134,9 @@ def make_step(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
         metrics = Metrics(loss, optax.tree.norm(gradients), jnp.asarray(schedule(state.step), jnp.float32))
         new = TrainState(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1)
-        return jax.lax.with_sharding_constraint(new, state_sharding(mesh, new)), metrics
+        return jax.lax.with_sharding_constraint(new, state_sharding(mesh, new, shard_parameters)), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def _accumulate(model: GPT, microbatches: int, params: Any, examples: tuple[Batch, Array | None]) -> tuple[Array, Any]:
-    """Sum the losses and their gradients over the microbatches of these examples, one microbatch at a time."""
-    loss_and_gradients = jax.value_and_grad(summed_loss, argnums=1)
-
-    def add(sums: Any, microbatch: tuple[Batch, Array | None]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, loss_and_gradients(model, params, *microbatch)), None
-
-    # (B, ...) -> (microbatches, B / microbatches, ...)
-    split = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), examples)
-    zeros = jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, zeros, split)[0]
 
 
 def _is_matrix(params: Any) -> Any:
