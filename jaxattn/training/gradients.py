@@ -3,7 +3,7 @@
 With replicated parameters, each device sums the gradients of its microbatches, and the devices are summed at the end.
 With parameters sharded over "data", a device gathers a layer when it needs it and drops it at once, in the forward and
 again in the backward pass, and keeps its own shard of the summed gradient (Rajbhandari et al. 2020, "ZeRO"; Zhao et al.
-2023, "PyTorch FSDP").
+2023, "PyTorch FSDP"). On CPUs, XLA gathers all layers at the beginning of a step and keeps them until its end.
 """
 
 import functools
@@ -103,6 +103,8 @@ def _with_gather(loss: Loss, gather: Callable[[Array, NamedSharding], Array], sh
     def gathered(shards: Any, examples: Any) -> Array:
         return loss(jax.tree.map(gather, shards, shardings), examples)
 
+    if jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform == "cpu":
+        return gathered  # On CPUs, XLA gathers all layers before it computes: gathering twice takes more memory.
     return jax.checkpoint(gathered, policy=lambda primitive, *_, **__: str(primitive) not in GATHERS)
 
 
