@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from jax import Array
 
@@ -14,10 +15,14 @@ Ids = TypeVar("Ids", np.ndarray, Array)
 
 
 class Batch(NamedTuple):
-    """Sequences of tokens `(B, length)`; of packed documents also their ids, the same shape, 0 for padding."""
+    """Sequences of tokens `(B, length)`; of packed documents also their ids, the same shape, 0 for padding.
+
+    Where whole sequences only fill up a batch, `is_real` `(B,)` is False for these.
+    """
 
     tokens: Any
     documents: Any = None
+    is_real: Any = None
 
 
 def make_batch(text: Text, batch_size: int, length: int, seed: Sequence[int]) -> Batch:
@@ -31,6 +36,20 @@ def make_batch(text: Text, batch_size: int, length: int, seed: Sequence[int]) ->
         documents[row, : len(read)] = 1 + np.cumsum(is_first) - is_first[0]
     one_document = len(text.stretches) == 1 and text.eos_token is None
     return Batch(tokens, None if one_document else documents)
+
+
+def fill_up(batch: Batch, batch_size: int, axis: int) -> Batch:
+    """Add sequences without a loss to a batch, along this axis, up to `batch_size`."""
+
+    def filled(array: np.ndarray) -> np.ndarray:
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, batch_size - array.shape[axis])
+        return np.pad(array, widths)
+
+    tokens = np.asarray(batch.tokens)
+    if tokens.shape[axis] == batch_size:
+        return batch
+    return jax.tree.map(filled, batch._replace(is_real=np.ones(tokens.shape[:-1], bool)))
 
 
 def batch_positions(text: Text, batch_size: int, length: int, seed: Sequence[int]) -> list[int]:

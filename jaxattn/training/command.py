@@ -11,8 +11,9 @@ from typing import Any
 from jax.errors import JaxRuntimeError
 
 from jaxattn.cli import Parser, run_command
+from jaxattn.training import member
 from jaxattn.training.config import TrainConfig, flag, preset
-from jaxattn.training.devices import join_processes, use_all_cores
+from jaxattn.training.devices import is_one_of_several, join_processes, use_all_cores
 from jaxattn.training.directory import saved_config
 from jaxattn.training.progress import say
 from jaxattn.training.recovery import LAST, is_complete
@@ -28,13 +29,18 @@ whatever stopped it, with exactly the same losses."""
 EXIT_STATUS = """\
 Exit status: 0 the held-out loss fell, or the run to resume was complete, 1 it did not, 2 something was wrong with the
 options, files or disk, 3 the loss became NaN or infinite, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or SIGTERM (what
-was learned by then is saved)."""
+was learned by then is saved), 4 another training process has ended."""
+
+FAILED = (2, 3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; return the exit status."""
     _silence_threads()
-    return run_command("train", lambda: train(sys.argv[1:] if argv is None else argv))
+    status = run_command("train", lambda: train(sys.argv[1:] if argv is None else argv))
+    if member.is_member() and status in FAILED:
+        member.leave(status)
+    return status
 
 
 def train(argv: Sequence[str]) -> int:
@@ -43,14 +49,27 @@ def train(argv: Sequence[str]) -> int:
     if options.resume is not None and is_complete(config, options.resume):
         say(complete(config.steps, Path(str(config.out))))
         return 0
+    if is_one_of_several(options.coordinator):
+        if not member.is_member():
+            return member.watch_member(argv, None if config.out is None else Path(config.out))
+        member.become_member()
     use_all_cores()
     join_processes(options.coordinator, options.processes, options.process)
     try:
-        return Run(config, options.resume).train().exit_status
+        return _run(config, options.resume)
     except (MemoryError, JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             advice = "write --accumulate 2 or more, --remat, or a smaller --batch-size"
             raise MemoryError(f"{str(error).partition(chr(10))[0]}; {advice}") from None
+        raise
+
+
+def _run(config: TrainConfig, resume: int | None) -> int:
+    try:
+        return Run(config, resume).train().exit_status
+    except Exception as error:
+        if member.is_member() and member.has_lost_others(error):
+            member.leave(member.LOST)
         raise
 
 

@@ -13,6 +13,8 @@ from jaxattn.cli import check_number
 AXES = ("data", "model", "seq")
 # Environment variables by which SLURM and Open MPI tell a process how many were started.
 LAUNCHERS = {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"}
+# After so many seconds without a sign of life, a process counts as lost.
+SILENCE = 60
 
 
 def use_all_cores() -> None:
@@ -26,11 +28,17 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", cores)
 
 
+def is_one_of_several(coordinator: str | None) -> bool:
+    """Return whether the arguments or a launcher's environment say that several processes train together."""
+    return coordinator is not None or any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS)
+
+
 def join_processes(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Connect to the other training processes, if the arguments or a launcher's environment say that there are any.
 
     Raises:
         ValueError: only some of the three arguments are given.
+        ConnectionError: the others cannot be reached.
     """
     given = (coordinator, processes, process)
     if any(value is not None for value in given):
@@ -41,9 +49,13 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port[:9]) < 2**16):
             raise ValueError(f"--coordinator is {coordinator}, but must be HOST:PORT, as in localhost:1234")
-        jax.distributed.initialize(coordinator, processes, process)
-    elif any(os.environ.get(name, "1") not in ("", "1") for name in LAUNCHERS):
-        jax.distributed.initialize()
+    if is_one_of_several(coordinator):
+        try:
+            jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=SILENCE)
+        except RuntimeError as error:  # JAX and XLA raise nothing narrower
+            place = coordinator or "of the first one"
+            reason = str(error).partition("\n")[0]
+            raise ConnectionError(f"the training processes could not connect at {place} ({reason})") from None
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -69,28 +81,36 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
+def choose_data_size(devices: int, batch_size: int) -> int:
+    """Return over how many devices to split a batch: as few as are as fast as all of them.
+
+    A step takes as long as the device with the most sequences: of 16, 6 devices have at most 3, and so would 7.
+    """
+    return -(-batch_size // -(-batch_size // devices))
+
+
 def make_mesh(sizes: dict[str, int], batch_size: int, heads: int, context_length: int) -> Mesh:
-    """Arrange the devices in a mesh; without sizes, use as many along "data" as divide the batch.
+    """Arrange the devices in a mesh; without sizes, along "data" alone.
 
     Raises:
-        ValueError: there are too few devices, or a size does not divide what it splits.
+        ValueError: there are too few devices, or a size does not divide what it splits, or is larger than the batch.
     """
     devices = jax.devices()
     if not sizes:
         # Every process must take part with all its devices, or JAX would wait for it forever.
-        numbers = range(len(devices), 0, -1) if jax.process_count() == 1 else [len(devices)]
-        sizes = {"data": next((n for n in numbers if batch_size % n == 0), len(devices))}
+        sizes = {"data": choose_data_size(len(devices), batch_size) if jax.process_count() == 1 else len(devices)}
     shape = [sizes.get(axis, 1) for axis in AXES]
     if math.prod(shape) > len(devices) or (jax.process_count() > 1 and math.prod(shape) < len(devices)):
         requested = ",".join(f"{axis}={size}" for axis, size in sizes.items())
         raise ValueError(f"--mesh {requested} needs {math.prod(shape)} devices, but there are {len(devices)}")
-    split = {
-        "data": ("--batch-size", batch_size),
-        "model": ("--heads", heads),
-        "seq": ("--context-length", context_length),
-    }
-    for axis, size in zip(AXES, shape, strict=True):
-        option, number = split[axis]
+    if shape[0] > batch_size:
+        raise ValueError(
+            f"--batch-size {batch_size} is split over data={shape[0]} devices, and some would have no sequence: write "
+            f"--batch-size {shape[0]}, or another --mesh"
+        )
+    split = {"model": ("--heads", heads), "seq": ("--context-length", context_length)}
+    for axis, (option, number) in split.items():
+        size = sizes.get(axis, 1)
         if number % size:
             raise ValueError(
                 f"{option} {number} is split over {axis}={size} devices, and {size} does not divide it: write {option} "

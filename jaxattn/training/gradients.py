@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxattn.training.sharding import axis_over_data, state_sharding, sum_over_data
+from jaxattn.training.sharding import axis_over_data, gathered_over_data, state_sharding, sum_over_data
 
 # `(params, examples) -> summed loss`, and `(params, examples) -> (summed loss, gradients)`.
 Loss = Callable[[Any, Any], Array]
@@ -111,8 +111,7 @@ def _with_gather(loss: Loss, gather: Callable[[Array, NamedSharding], Array], sh
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _constrained(array: Array, sharding: NamedSharding) -> Array:
     """Let the compiler gather an array over "data", and sum its gradient into shards."""
-    axes = (None if axis == "data" else axis for axis in sharding.spec)
-    return lax.with_sharding_constraint(array, NamedSharding(sharding.mesh, PartitionSpec(*axes)))
+    return lax.with_sharding_constraint(array, gathered_over_data(sharding))
 
 
 _constrained.defvjp(

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ class Run:
         except OSError as error:
             raise write_error(error, self.directory, self._saved_steps()) from error
         finally:
-            if self.checkpoints is not None:
+            # After an error in one of several processes, the others might never come to close theirs.
+            if self.checkpoints is not None and (sys.exc_info()[0] is None or jax.process_count() == 1):
                 self.checkpoints.close()
         steps, stop_signal = int(self.state.step), self._stop_signal()
         if stop_signal:

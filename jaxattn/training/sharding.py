@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxattn.ring import Ring
+from jaxattn.training.batches import Batch, fill_up
 
 Tree = TypeVar("Tree")
 
@@ -56,37 +57,43 @@ def make_ring(mesh: Mesh) -> Ring | None:
 def state_sharding(mesh: Mesh, state: Tree, shard_parameters: bool = False) -> Tree:
     """Return the sharding of each array of a training state, by the name of its layer.
 
-    With `shard_parameters`, arrays are also sharded over "data", along the longest axis that it divides and that is not
-    split yet; an array without such an axis, such as the number of the step, is replicated.
+    With `shard_parameters`, arrays are also sharded over "data": along the longest axis that it divides and that is not
+    split yet, or else further along one that is. An array without such an axis, as the number of the step, is
+    replicated.
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = {getattr(step, "key", None) for step in path}
-        spec: list[str | None] = [None] * leaf.ndim
-        if leaf.ndim and names & COLUMNS:
-            spec[-1] = _if_divisible(mesh, "model", leaf.shape[-1])
-        elif leaf.ndim > 1 and names & ROWS:
-            spec[-2] = _if_divisible(mesh, "model", leaf.shape[-2])
+        spec: list[Any] = [None] * leaf.ndim
+        split = -1 if names & COLUMNS else -2 if names & ROWS else 0
+        if -leaf.ndim <= split < 0 and leaf.shape[split] % mesh.shape["model"] == 0:
+            spec[split] = "model"
         if shard_parameters:
-            whole = [axis for axis in range(leaf.ndim) if spec[axis] is None]
-            whole = [axis for axis in whole if _if_divisible(mesh, "data", leaf.shape[axis])]
-            if whole:
-                spec[max(whole, key=leaf.shape.__getitem__)] = "data"
+            _shard_over_data(mesh, spec, leaf.shape)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     shardings: Tree = jax.tree_util.tree_map_with_path(sharding, state)
     return shardings
 
 
-def _if_divisible(mesh: Mesh, axis: str, size: int) -> str | None:
-    """Return the mesh axis if it divides a size; JAX's arrays have equal shards."""
-    return axis if size and size % mesh.shape[axis] == 0 else None
+def _shard_over_data(mesh: Mesh, spec: list[Any], shape: tuple[int, ...]) -> None:
+    # JAX's arrays have equal shards.
+    parts = [mesh.shape["data"] * (1 if axis is None else mesh.shape[axis]) for axis in spec]
+    divisible = [i for i, size in enumerate(shape) if size and size % parts[i] == 0]
+    if divisible:
+        chosen = max(divisible, key=lambda i: (spec[i] is None, shape[i]))
+        spec[chosen] = "data" if spec[chosen] is None else (spec[chosen], "data")
 
 
 def axis_over_data(sharding: NamedSharding) -> int | None:
     """Return which axis of an array is split over "data"."""
-    spec = tuple(sharding.spec)
-    return spec.index("data") if "data" in spec else None
+    return next((i for i, axis in enumerate(sharding.spec) if axis == "data" or axis == ("model", "data")), None)
+
+
+def gathered_over_data(sharding: NamedSharding) -> NamedSharding:
+    """Return the sharding over the other axes alone."""
+    without: dict[Any, str | None] = {"data": None, ("model", "data"): "model"}
+    return NamedSharding(sharding.mesh, PartitionSpec(*(without.get(axis, axis) for axis in sharding.spec)))
 
 
 def bytes_per_device(tree: Any) -> list[int]:
@@ -103,13 +110,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(mesh: Mesh, arrays: Tree, axis: int = 0) -> Tree:
-    """Put host arrays on the devices, their axis of examples split over "data"; every process has all of them."""
+def shard_batch(mesh: Mesh, batch: Batch, axis: int = 0) -> Batch:
+    """Put a batch on the devices, its axis of examples split over "data"; every process has all of it.
+
+    If the devices do not divide the examples, the last ones get sequences without a loss.
+    """
+    batch = fill_up(batch, examples_per_device(mesh, batch.tokens.shape[axis]) * mesh.shape["data"], axis)
     sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
-    sharded: Tree = jax.tree.map(
-        lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]), arrays
+    sharded: Batch = jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]), batch
     )
     return sharded
+
+
+def examples_per_device(mesh: Mesh, batch_size: int) -> int:
+    """Return how many examples of a batch a device has along "data"."""
+    return -(-batch_size // mesh.shape["data"])
 
 
 def gather_to_main_process(mesh: Mesh, tree: Tree) -> Tree | None:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jaxattn.models.gpt import GPT
 from jaxattn.training.batches import Batch, loss_mask
 from jaxattn.training.gradients import make_loss_and_gradients
-from jaxattn.training.sharding import state_sharding
+from jaxattn.training.sharding import examples_per_device, state_sharding
 
 # On a CPU, the activations of so many tokens stay in a core's caches until the backward pass; measured.
 TOKENS_IN_CACHE = 256
@@ -73,9 +73,8 @@ def init_state(
 
 def token_weights(batch: Batch) -> Float[Array, "B T"]:
     """Return the loss mask as numbers: 1 for each next token that has a loss, else 0."""
-    if batch.documents is None:
-        return jnp.ones(batch.tokens[:, 1:].shape, jnp.float32)
-    return loss_mask(batch.documents).astype(jnp.float32)
+    counts = jnp.ones(batch.tokens[:, 1:].shape, bool) if batch.documents is None else loss_mask(batch.documents)
+    return (counts if batch.is_real is None else counts & batch.is_real[:, None]).astype(jnp.float32)
 
 
 def summed_loss(model: GPT, params: Any, batch: Batch, dropout_keys: Array | None = None) -> Float[Array, ""]:
@@ -99,7 +98,7 @@ def choose_microbatches(batch_size: int, context_length: int, mesh: Mesh, reques
     Raises:
         ValueError: the requested number does not divide the examples.
     """
-    examples = batch_size // mesh.shape["data"]
+    examples = examples_per_device(mesh, batch_size)
     if requested:
         if examples % requested:
             raise ValueError(

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from programs import SCRIPT, on_devices, options, records_of, wait_for_step
 
 from jaxattn.training.command import train
 from jaxattn.training.config import TrainConfig
@@ -25,8 +26,6 @@ from jaxattn.training.directory import saved_config
 from jaxattn.training.recovery import LAST, DivergedError
 from jaxattn.training.run import Run
 from jaxattn.training.step import make_schedule
-
-SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +47,10 @@ def small(text):
     )  # fmt: skip
 
 
-def on_devices(number):
-    """The environment of a process; it does not cache compiled programs, as it may die while writing them."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "0"}
-
-
 def start(*arguments):
     command = [sys.executable, "-u", str(SCRIPT), *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=on_devices(1), stdout=pipe, stderr=pipe, text=True)
-
-
-def options(config):
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return [
-        part
-        for name, value in given.items()
-        if value not in ("", None, False)
-        for part in ("--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else [value]))
-    ]
-
-
-def wait_for_step(directory, step, process):
-    log = Path(directory) / "log.jsonl"
-    while process.poll() is None and not (log.exists() and f'"step": {step},' in log.read_text()):
-        time.sleep(0.005)
-
-
-def records_of(directory):
-    """What a run recorded for every step, except its speed."""
-    records = [json.loads(line) for line in (Path(directory) / "log.jsonl").read_text().splitlines()]
-    return {(r["step"], name): value for r in records for name, value in r.items() if name != "tokens_per_second"}
 
 
 @pytest.mark.slow

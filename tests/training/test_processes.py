@@ -1,0 +1,117 @@
+"""Several processes that train together: killed, out of disk space, with other clocks, resumed on other meshes."""
+
+import dataclasses
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import SCRIPT, on_devices, options, records_of, wait_for_step
+
+from jaxattn.training.config import TrainConfig
+from jaxattn.training.directory import saved_config, saved_steps
+from jaxattn.training.member import LOST
+from jaxattn.training.recovery import LAST
+from jaxattn.training.run import Run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run whose parameters are sharded over the processes, so that each of them writes to disk."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(np.random.default_rng(0).choice(["the", "old", "dog", "chased", "him"], 3000)))
+    return TrainConfig(
+        text=(str(text),), layers=1, heads=2, width=16, context_length=16, batch_size=8, steps=30, save_every=5,
+        shard_parameters=True, out=str(tmp_path / "run"),
+    )  # fmt: skip
+
+
+def start(number, arguments, prefix="", environment=None, special=1):
+    """Start processes that train together; the prefix and the environment are for one of them alone."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        place = f"localhost:{probe.getsockname()[1]}"
+    processes = []
+    for process in range(number):
+        together = ["--coordinator", place, "--processes", number, "--process", process]
+        command = shlex.join([sys.executable, "-u", str(SCRIPT), *map(str, [*arguments, *together])])
+        command = f"{prefix if process == special else ''} exec {command}"
+        variables = on_devices(1) | (environment or {} if process == special else {})
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(["bash", "-c", command], env=variables, stdout=pipe, stderr=pipe, text=True))
+    return processes
+
+
+def ends_of(processes, timeout=120):
+    """The exit status of each process, and what it wrote to standard error."""
+    ends = []
+    try:
+        for process in processes:
+            stderr = process.communicate(timeout=timeout)[1]
+            ends.append((process.returncode, stderr))
+    finally:
+        for process in processes:
+            process.kill()
+    return ends
+
+
+def losses(directory):
+    return {key: value for key, value in records_of(directory).items() if "loss" in key[1]}
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=2e-5)
+
+
+def kill(processes, victim, directory, step):
+    """Kill one of the processes after a step; check that the others end in one sentence, with what is saved."""
+    wait_for_step(directory, step, processes[0])
+    processes[victim].kill()
+    started = time.monotonic()
+    for process, (status, said) in enumerate(ends_of(processes)):
+        if process != victim:
+            assert status == LOST, said
+            (line,) = said.splitlines()
+            assert "another training process has ended or cannot be reached, and this one ends too" in line
+            assert re.search(r"the checkpoint of step \d+ is intact: .* --resume, in every process", line)
+    assert time.monotonic() - started < 60
+
+
+def test_killed_processes_lose_nothing_and_any_number_of_them_resumes(config, tmp_path):
+    """Twice killed on two processes, whose clocks are a day apart, then resumed by one on one device."""
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(
+        "import time\nreal, real_ns = time.time, time.time_ns\n"
+        "time.time, time.time_ns = lambda: real() + 86400, lambda: real_ns() + 86400 * 10**9\n"
+    )
+    clock = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])}
+    whole = dataclasses.replace(config, mesh="data=1", out=str(tmp_path / "whole"))
+    Run(whole).train()
+    kill(start(2, options(config), environment=clock), 0, config.out, 8)
+    assert saved_steps(Path(config.out))[-1] >= 5
+    again = ["--out", config.out, "--resume"]
+    kill(start(2, again, environment=clock), 1, config.out, 17)
+    resumed = dataclasses.replace(saved_config(config.out), mesh="data=1", shard_parameters=False)
+    assert Run(resumed, LAST).train().steps == config.steps
+    assert_close(losses(config.out), losses(whole.out))
+
+
+def test_a_full_disk_of_one_of_four_processes_ends_all_in_one_sentence(config):
+    """The shell limits the size of its files: the checkpoint of its shards does not fit."""
+    wide = dataclasses.replace(config, width=64, steps=10**6, save_every=50)
+    ends = ends_of(start(4, options(wide), prefix="ulimit -f 20;", special=2))
+    for process, (status, said) in enumerate(ends):
+        (line,) = said.splitlines()
+        assert status == (2 if process == 2 else LOST), said
+        assert ("File too large" in line or "could not be saved" in line) == (process == 2), said
+    (limited,) = ends[2][1].splitlines()
+    assert "no checkpoint was saved" in limited or "is intact" in limited

@@ -1,0 +1,127 @@
+"""How a training state and a batch are split over devices: memory on each device, and the same losses."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from programs import measured
+
+from jaxattn import GPT, GPTConfig
+from jaxattn.training.batches import Batch, fill_up
+from jaxattn.training.devices import choose_data_size
+from jaxattn.training.sharding import state_sharding
+from jaxattn.training.step import TrainState, make_optimizer, make_schedule, token_weights
+
+CONFIG = GPTConfig(256, 32, 2, 2, 32)
+
+
+def described(config=CONFIG):
+    """The shapes of a training state."""
+    optimizer = make_optimizer(make_schedule(10, 1e-2))
+
+    def init(key):
+        params = GPT(config).init(key, jnp.zeros(config.context_length, jnp.int32))["params"]
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def bytes_on_one_device(state, shardings):
+    def held(leaf, sharding):
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(held, state, shardings)))
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_sharded_parameters_and_moments_take_one_nth_of_the_memory_on_each_of_n_devices(model):
+    state = described()
+    whole = bytes_on_one_device(state, state_sharding(AbstractMesh((1, 1, 1), ("data", "model", "seq")), state))
+    for data in (1, 2, 4, 8):
+        mesh = AbstractMesh((data, model, 2), ("data", "model", "seq"))
+        replicated, sharded = (bytes_on_one_device(state, state_sharding(mesh, state, way)) for way in (False, True))
+        assert replicated >= whole / model
+        assert sharded <= replicated / data * 1.02
+
+
+def test_what_no_device_count_divides_is_replicated():
+    state = {"kernel": jax.ShapeDtypeStruct((6, 9), "float32"), "step": jax.ShapeDtypeStruct((), "int32")}
+    for size, spec in ((2, ("data", None)), (3, (None, "data")), (4, (None, None))):
+        shardings = state_sharding(AbstractMesh((size, 1, 1), ("data", "model", "seq")), state, True)
+        assert tuple(shardings["kernel"].spec) == spec
+        assert tuple(shardings["step"].spec) == ()
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "used"),
+    [(6, 16, 6), (7, 16, 6), (5, 16, 4), (12, 16, 8), (64, 16, 16), (1, 3, 1), (2, 3, 2)],
+)
+def test_as_many_devices_are_used_as_make_a_step_faster(devices, batch_size, used):
+    """The slowest device has as few sequences as with all devices, and with one device less it has more."""
+    assert choose_data_size(devices, batch_size) == used
+    assert math.ceil(batch_size / used) == math.ceil(batch_size / devices)
+    assert used == 1 or math.ceil(batch_size / (used - 1)) > math.ceil(batch_size / used)
+
+
+@pytest.mark.parametrize(
+    ("documents", "axis"), [(None, 0), (np.ones((1, 2, 9), int), 1)], ids=["one document", "packed and stacked"]
+)
+def test_sequences_that_fill_up_a_batch_have_no_loss(documents, axis):
+    tokens = np.arange(18).reshape(2, 9) if axis == 0 else np.arange(18).reshape(1, 2, 9)
+    filled = fill_up(Batch(tokens, documents), 3, axis)
+    assert filled.is_real.sum() == 2
+    if axis:
+        filled = Batch(*(array[0] for array in filled))
+    np.testing.assert_array_equal(token_weights(filled), [[1] * 8, [1] * 8, [0] * 8])
+    np.testing.assert_array_equal(filled.tokens[:2], tokens.reshape(2, 9))
+    assert fill_up(Batch(tokens, documents), 2, axis).is_real is None
+
+
+@pytest.mark.slow
+def test_sharded_parameters_give_the_losses_of_one_device_on_every_mesh():
+    """Also with several microbatches, and on 3 devices, whose last sequence is no real one.
+
+    The bytes are those of the arrays that each device holds, before and after the steps.
+    """
+    results = measured("""
+        import json, jax, numpy as np
+        from jaxattn import GPT, GPTConfig
+        from jaxattn.training.batches import Batch
+        from jaxattn.training.devices import make_mesh
+        from jaxattn.training.sharding import bytes_per_device, make_ring, shard_batch
+        from jaxattn.training.step import init_state, make_optimizer, make_schedule, make_step
+
+        config, schedule = GPTConfig(256, 16, 1, 2, 32), make_schedule(10, 1e-2)
+        tokens = Batch(np.random.default_rng(0).integers(0, 256, (8, 17)).astype(np.int32))
+        results = []
+        for axes, shard, microbatches in (
+            ({"data": 1}, False, 1), ({"data": 2}, True, 1), ({"data": 3}, False, 3),
+            ({"data": 4}, True, 2), ({"data": 8}, True, 1),
+            ({"data": 3, "model": 2}, False, 1), ({"data": 4, "model": 2}, True, 2),
+            ({"data": 2, "model": 2, "seq": 2}, False, 1), ({"data": 2, "model": 2, "seq": 2}, True, 2),
+        ):
+            mesh = make_mesh(axes, 8, 2, 16)
+            model = GPT(config, ring=make_ring(mesh))
+            state = init_state(model, make_optimizer(schedule), jax.random.key(0), mesh, shard)
+            step = make_step(model, schedule, jax.random.key(1), mesh, microbatches, shard)
+            batch, before, losses = shard_batch(mesh, tokens), bytes_per_device(state), []
+            for _ in range(4):
+                state, metrics = step(state, batch)
+                losses.append(float(metrics.loss))
+            results.append((axes, shard, before, bytes_per_device(state), losses))
+        print(json.dumps(results))
+    """)
+    (_, _, (whole,), _, losses), *others = results
+    held = {}
+    for axes, shard, before, after, found in others:
+        assert found == pytest.approx(losses, rel=1e-5), axes
+        assert before == after
+        assert len(set(before)) == 1, axes
+        if len(axes) == 1:
+            held[axes["data"] if shard else 1] = before[0]
+    for devices, number in held.items():
+        assert whole / devices <= number <= whole / devices * 1.02
+    assert sorted(held) == [1, 2, 4, 8]
