@@ -1,11 +1,14 @@
-"""GPT-2's architecture: blocks of attention and a feed-forward layer, on a residual stream of vectors.
+"""GPT: blocks of attention and a feed-forward layer, on a residual stream of vectors; GPT-2's, or with later changes.
 
 References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3; Build a Large
-    Language Model (From Scratch), chapter 4.
+    Language Model (From Scratch), chapter 4. The changes: Su et al. 2021, "RoFormer" (rotary positions); Henry et al.
+    2020, "Query-Key Normalization for Transformers"; Zhang and Sennrich 2019, "Root Mean Square Layer Normalization";
+    So et al. 2021, "Primer" (squared ReLU); Zhang et al. 2019, "Fixup Initialization" (zeros at the end of a branch).
 """
 
 import dataclasses
+import functools
 import operator
 from typing import Any
 
@@ -23,22 +26,34 @@ from jaxattn.masks import Segments
 from jaxattn.ring import Ring
 from jaxattn.stages import choose_dropout_key
 
+# The base of rotary positions: RoFormer's.
+ROTARY_BASE = 10_000.0
+
 
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT.
+    """The sizes of a GPT, and where it differs from GPT-2.
 
     Args:
         vocab_size: number of different tokens.
-        context_length: the longest sequence; each position has a learned vector.
+        context_length: the longest sequence.
         num_layers: number of blocks.
         num_heads: attention heads in each block; must divide `features`.
         features: width of the token vectors.
         dropout_rate: probability of dropping, in training, an element of the embeddings, the attention weights, or the
             output of a block's branch.
+        rotary: whether queries and keys are rotated by their positions; GPT-2 adds a learned vector to each position.
+        normalize_heads: whether each query and key head is divided by its root mean square, with a learned scale.
+        rms_norm: whether branches and logits normalize by the root mean square alone, without learned parameters, in
+            place of layer normalization.
+        squared_relu: whether the activation is max(0, x)² in place of GELU.
+        use_bias: whether projections add a bias.
+        tie_embedding: whether the logits come from the embedding's table; without, from a table "head" of their own.
+        zero_init: whether the last matrix of each branch, and the table "head", start at zero.
 
     Raises:
-        ValueError: a size is below 1, the heads do not divide the features, or the rate is outside [0, 1).
+        ValueError: a size is below 1, the heads do not divide the features, their width is odd with `rotary`, or the
+            rate is outside [0, 1).
 
     Example:
         >>> from jaxattn import GPTConfig
@@ -52,20 +67,58 @@ class GPTConfig:
     num_heads: int
     features: int
     dropout_rate: float = 0.0
+    rotary: bool = False
+    normalize_heads: bool = False
+    rms_norm: bool = False
+    squared_relu: bool = False
+    use_bias: bool = True
+    tie_embedding: bool = True
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[:-1]:
+        for field in dataclasses.fields(self):
             size = getattr(self, field.name)
-            index = operator.index(size) if hasattr(size, "__index__") else 0
-            if index < 1:
-                raise ValueError(f"{field.name}={size!r} must be an integer of at least 1: write {field.name}=4")
-            object.__setattr__(self, field.name, index)  # NumPy's integers become Python's
+            if field.default is dataclasses.MISSING:
+                self._check_size(field.name, size)
+            elif isinstance(field.default, bool) and not isinstance(size, bool):
+                raise ValueError(f"{field.name}={size!r} must be True or False: write {field.name}={bool(size)}")
         if self.features % self.num_heads:
             raise ValueError(
                 f"features={self.features} is the total width of {self.num_heads} heads, and {self.num_heads} does not "
                 f"divide it: write features={-(-self.features // self.num_heads) * self.num_heads}"
             )
+        if self.rotary and self.features // self.num_heads % 2:
+            raise ValueError(
+                f"rotary=True rotates pairs, but features={self.features} / num_heads={self.num_heads} is odd: write "
+                f"features={self.features + self.num_heads}"
+            )
         object.__setattr__(self, "dropout_rate", check_rate(self.dropout_rate))
+
+    def _check_size(self, name: str, size: Any) -> None:
+        index = operator.index(size) if hasattr(size, "__index__") else 0
+        if index < 1:
+            raise ValueError(f"{name}={size!r} must be an integer of at least 1: write {name}=4")
+        object.__setattr__(self, name, index)  # NumPy's integers become Python's
+
+    @property
+    def attention(self) -> dict[str, Any]:
+        """The options of each block's attention layer, besides its sizes."""
+        return {
+            "use_bias": self.use_bias,
+            "use_out_bias": self.use_bias,
+            "rotary_base": ROTARY_BASE if self.rotary else None,
+            "normalize_heads": "rms" if self.normalize_heads else False,
+            "initializers": {"out/kernel": nn.initializers.zeros} if self.zero_init else None,
+        }
+
+    @property
+    def last_init(self) -> nn.initializers.Initializer:
+        """The initializer of the last matrix of each branch."""
+        return nn.initializers.zeros if self.zero_init else nn.linear.default_kernel_init
+
+    def activate(self, hidden: Array) -> Array:
+        """Apply the activation of the feed-forward layers."""
+        return jnp.square(nn.relu(hidden)) if self.squared_relu else nn.gelu(hidden)
 
 
 class Block(nn.Module):
@@ -91,21 +144,22 @@ class Block(nn.Module):
             config.num_heads,
             config.features,
             config.dropout_rate,
-            use_bias=True,
             cache_length=config.context_length,
             dtype=self.dtype,
             ring=self.ring,
             name="attention",
+            **config.attention,
         )
-        normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="attention_norm")(x)
+        normalized = make_norm(config, self.dtype, "attention_norm")(x)
         mask = None if documents is None else Segments(documents)
         attended: Any = attention(
             normalized, dropout_key is None, attention_key, mask=mask, decode=decode, lengths=lengths
         )
         x = x + drop(attended, config.dropout_rate, branch_keys[0])
-        normalized = nn.LayerNorm(1e-5, dtype=self.dtype, name="feed_forward_norm")(x)
-        hidden = nn.Dense(4 * config.features, dtype=self.dtype, name="expand")(normalized)
-        forwarded = nn.Dense(config.features, dtype=self.dtype, name="contract")(nn.gelu(hidden))
+        normalized = make_norm(config, self.dtype, "feed_forward_norm")(x)
+        dense = functools.partial(nn.Dense, use_bias=config.use_bias, dtype=self.dtype)
+        hidden = config.activate(dense(4 * config.features, name="expand")(normalized))
+        forwarded = dense(config.features, kernel_init=config.last_init, name="contract")(hidden)
         return x + drop(forwarded, config.dropout_rate, branch_keys[1])
 
 
@@ -163,7 +217,7 @@ class GPT(nn.Module):
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
-        """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
+        """Embed tokens and positions, run the blocks, and compute logits."""
         config = self.config
         tokens, is_padding = checked_tokens(tokens, config, lengths, decode)
         if documents is not None and decode:
@@ -179,16 +233,21 @@ class GPT(nn.Module):
         embedding = nn.Embed(
             config.vocab_size, config.features, dtype=self.dtype, embedding_init=small, name="embedding"
         )
-        positions = self.param("positions", small, (config.context_length, config.features), jnp.float32)
         x = embedding(tokens)  # (..., T, features)
-        starts = self._count(tokens, lengths) if decode else document_starts(documents)
-        x = x + position_vectors(positions, tokens, starts, is_padding).astype(x.dtype)
+        if not config.rotary:
+            positions = self.param("positions", small, (config.context_length, config.features), jnp.float32)
+            starts = self._count(tokens, lengths) if decode else document_starts(documents)
+            x = x + position_vectors(positions, tokens, starts, is_padding).astype(x.dtype)
         x = drop(x, config.dropout_rate, keys[0])
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for layer, key in enumerate(keys[1:]):
             x = block(config, self.dtype, self.ring, name=f"block_{layer}")(x, key, documents, decode, lengths)
-        x = nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
-        table = embedding.embedding.astype(x.dtype)
+        x = make_norm(config, self.dtype, "norm")(x)
+        table = embedding.embedding
+        if not config.tie_embedding:
+            init = nn.initializers.zeros if config.zero_init else small
+            table = self.param("head", init, (config.vocab_size, config.features), jnp.float32)
+        table = table.astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
     def _count(self, tokens: Array, lengths: Array | None) -> Array:
@@ -198,6 +257,13 @@ class GPT(nn.Module):
         if not self.is_initializing() and self.is_mutable_collection("cache"):
             self.put_variable("cache", "length", before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
         return before[..., None]
+
+
+def make_norm(config: GPTConfig, dtype: Any, name: str) -> nn.Module:
+    """Make the normalization of a model."""
+    if config.rms_norm:
+        return nn.RMSNorm(1e-6, dtype=dtype, use_scale=False, name=name)
+    return nn.LayerNorm(1e-5, dtype=dtype, name=name)
 
 
 def position_vectors(positions: Array, tokens: Array, starts: Array | None, is_padding: Array | None) -> Array:

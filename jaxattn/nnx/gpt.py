@@ -1,6 +1,7 @@
 """The GPT of `jaxattn.GPT` as an NNX module: the same sizes, parameters and numbers."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,16 +30,17 @@ class Block(nnx.Module):
             width,
             width,
             config.dropout_rate,
-            use_bias=True,
             cache_length=config.context_length,
             dtype=dtype,
             ring=ring,
             rngs=rngs,
+            **config.attention,
         )
-        self.attention_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.feed_forward_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.expand = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
-        self.contract = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self.attention_norm, self.feed_forward_norm = (make_norm(config, dtype, rngs) for _ in range(2))
+        dense = functools.partial(nnx.Linear, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
+        self.expand = dense(width, 4 * width)
+        self.contract = dense(4 * width, width, kernel_init=config.last_init)
+        self.activate = config.activate
 
     def __call__(
         self, x: Array, dropout_key: Array | None, documents: Array | None, decode: bool, lengths: Array | None
@@ -54,7 +56,7 @@ class Block(nnx.Module):
             lengths=lengths,
         )
         x = x + drop(attended, self.rate, branch_keys[0])
-        forwarded = self.contract(nnx.gelu(self.expand(self.feed_forward_norm(x))))
+        forwarded = self.contract(self.activate(self.expand(self.feed_forward_norm(x))))
         return x + drop(forwarded, self.rate, branch_keys[1])
 
 
@@ -87,10 +89,14 @@ class GPT(DroppingModule):
         self.dropout_rate, self.deterministic = config.dropout_rate, False
         small = nnx.initializers.normal(0.02)
         self.embedding = nnx.Embed(config.vocab_size, config.features, dtype=dtype, embedding_init=small, rngs=rngs)
-        self.positions = nnx.Param(small(rngs.params(), (config.context_length, config.features), jnp.float32))
+        if not config.rotary:
+            self.positions = nnx.Param(small(rngs.params(), (config.context_length, config.features), jnp.float32))
         for number in range(config.num_layers):
             setattr(self, f"block_{number}", Block(config, dtype, ring, rngs))
-        self.norm = nnx.LayerNorm(config.features, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = make_norm(config, dtype, rngs)
+        if not config.tie_embedding:
+            init = nnx.initializers.zeros_init() if config.zero_init else small
+            self.head = nnx.Param(init(rngs.params(), (config.vocab_size, config.features), jnp.float32))
         self.dropout = rngs.dropout.fork() if self.dropout_rate > 0 else None
 
     def __call__(
@@ -103,7 +109,7 @@ class GPT(DroppingModule):
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
-        """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
+        """Embed tokens and positions, run the blocks, and compute logits."""
         config = self.config
         tokens, is_padding = checked_tokens(tokens, config, lengths, decode)
         if documents is not None and decode:
@@ -114,19 +120,21 @@ class GPT(DroppingModule):
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, config.num_layers + 1))
         x = self.embedding(tokens)  # (..., T, features)
-        starts = self._count(tokens, lengths) if decode else document_starts(documents)
-        x = x + position_vectors(self.positions[...], tokens, starts, is_padding).astype(x.dtype)
+        if not config.rotary:
+            starts = self._count(tokens, lengths) if decode else document_starts(documents)
+            x = x + position_vectors(self.positions[...], tokens, starts, is_padding).astype(x.dtype)
         x = drop(x, config.dropout_rate, keys[0])
         run: Any = nnx.remat(Block.__call__, static_argnums=(4,)) if self.remat else Block.__call__
         for number, key in enumerate(keys[1:]):
             x = run(getattr(self, f"block_{number}"), x, key, documents, decode, lengths)
         x = self.norm(x)
-        table = self.embedding.embedding[...].astype(x.dtype)
+        table = (self.embedding.embedding if config.tie_embedding else self.head)[...].astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
     def init_cache(self, *batch: int) -> None:
         """Make empty KV caches for a batch, in place of those that there are."""
-        nnx_storage(self).write(length=jnp.zeros(batch, jnp.int32))
+        if not self.config.rotary:
+            nnx_storage(self).write(length=jnp.zeros(batch, jnp.int32))
         for number in range(self.config.num_layers):
             getattr(self, f"block_{number}").attention.init_cache(*batch)
 
@@ -136,6 +144,13 @@ class GPT(DroppingModule):
         (before,) = storage.read("length") or (jnp.zeros(batch, jnp.int32),)
         storage.write(length=before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
         return before[..., None]
+
+
+def make_norm(config: GPTConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """Make the normalization of a model."""
+    if config.rms_norm:
+        return nnx.RMSNorm(config.features, epsilon=1e-6, dtype=dtype, use_scale=False, rngs=rngs)
+    return nnx.LayerNorm(config.features, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)

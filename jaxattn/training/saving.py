@@ -112,7 +112,8 @@ def load_model(directory: str | Path) -> tuple[GPT, Any]:
 def _check_arrays(config: GPTConfig, arrays: dict[str, np.ndarray]) -> None:
     """Check that the arrays are the parameters of a GPT of these sizes."""
     # First the sizes that a damaged configuration could make too large to describe.
-    _check_shapes(arrays, {"positions": (config.context_length, config.features)})
+    if not config.rotary:
+        _check_shapes(arrays, {"positions": (config.context_length, config.features)})
     _check_shapes(arrays, {"embedding.embedding": (config.vocab_size, config.features)})
     layers = len({name.partition(".")[0] for name in arrays if name.startswith("block_")})
     if config.num_layers > layers:

@@ -123,6 +123,8 @@ MODEL, PARAMS = model_and_params()
         (lambda: GPTConfig(11, 9, 2, 3, 8), ValueError, "features=8 is the total width of 3 heads.*features=9"),
         (lambda: GPTConfig(11, 0, 2, 2, 8), ValueError, "context_length=0"),
         (lambda: GPTConfig(11, 9, 2, 2, 8, 1.0), ValueError, "dropout_rate=1.0"),
+        (lambda: GPTConfig(11, 9, 2, 2, 8, rotary=1), ValueError, "rotary=1 must be True or False: write rotary=True"),
+        (lambda: GPTConfig(11, 9, 2, 2, 6, rotary=True), ValueError, "features=6 / num_heads=2 is odd.*features=8"),
         (lambda: generate(MODEL, PARAMS, tokens(), 3), ValueError, "key is missing"),
         (lambda: generate(MODEL, PARAMS, tokens()[:0], 3, temperature=0), ValueError, "at least one token"),
         (lambda: generate(MODEL, PARAMS, tokens(), -1, temperature=0), ValueError, "num_tokens=-1"),
@@ -267,3 +269,60 @@ def test_computing_in_bfloat16_keeps_logits_and_parameters_in_float32():
     assert half.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert 0 < float(jnp.abs(half - whole).max()) < 0.02
+
+
+CHANGED = dataclasses.replace(
+    CONFIG, rotary=True, normalize_heads=True, rms_norm=True, squared_relu=True, use_bias=False, tie_embedding=False,
+)  # fmt: skip
+
+
+def changed_gpt(params, tokens, config):
+    """The model without GPT-2's parts in float64 NumPy, a sequence at a time; the rotation in complex numbers."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    x = params["embedding"]["embedding"][tokens]
+    pairs = config.features // config.num_heads // 2
+    turns = np.exp(1j * np.arange(len(tokens))[:, None] * 10_000.0 ** (-np.arange(pairs) / pairs))
+
+    def rms(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+    def rotated(x):
+        turned = (x[:, :pairs] + 1j * x[:, pairs:]) * turns
+        return np.concatenate([turned.real, turned.imag], -1)
+
+    for layer in range(config.num_layers):
+        block, attended = params[f"block_{layer}"], []
+        attention = block["attention"]
+        query, key, value = (rms(x) @ attention[name]["kernel"] for name in ("query", "key", "value"))
+        for head in np.split(np.arange(config.features), config.num_heads):
+            q = rotated(rms(query[:, head]) * attention["query_norm"]["scale"])
+            k = rotated(rms(key[:, head]) * attention["key_norm"]["scale"])
+            weights = np.tril(np.exp(q @ k.T / np.sqrt(len(head))))
+            attended.append(weights / weights.sum(-1, keepdims=True) @ value[:, head])
+        x = x + np.concatenate(attended, -1) @ attention["out"]["kernel"]
+        x = x + np.maximum(rms(x) @ block["expand"]["kernel"], 0) ** 2 @ block["contract"]["kernel"]
+    return rms(x) @ params["head"].T
+
+
+def test_each_change_to_gpt2_is_as_described():
+    model, params = model_and_params(CHANGED)
+    logits = model.apply({"params": params}, tokens())
+    np.testing.assert_allclose(logits, changed_gpt(params, np.asarray(tokens()), CHANGED), atol=2e-5)
+
+
+def test_a_model_without_learned_positions_generates_with_its_cache_what_it_computes_without():
+    model, params = model_and_params(CHANGED)
+    apply, sequence = jax.jit(lambda s: model.apply({"params": params}, s)), list(np.asarray(tokens())[:3])
+    for _ in range(9):  # beyond the context of 9
+        window = sequence[-9:]
+        sequence.append(int(apply(jnp.array(window + [0] * (9 - len(window))))[len(window) - 1].argmax()))
+    assert generate(model, params, tokens()[:3], 9, temperature=0).tolist() == sequence[3:]
+
+
+def test_with_zero_init_a_new_model_guesses_uniformly_and_its_blocks_change_nothing():
+    config = dataclasses.replace(CHANGED, zero_init=True)
+    params = GPT(config).init(jax.random.key(0), tokens())["params"]
+    for block in (params["block_0"], params["block_1"]):
+        assert not block["attention"]["out"]["kernel"].any()
+        assert not block["contract"]["kernel"].any()
+    assert not params["head"].any()

@@ -1,5 +1,7 @@
 """The GPT in NNX: the parameters, numbers and generated tokens of the one in Linen."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +18,18 @@ CONFIG = GPTConfig(vocab_size=11, context_length=9, num_layers=2, num_heads=2, f
 TOKENS = jax.random.randint(jax.random.key(0), (3, 9), 0, 11)
 
 
-@pytest.fixture(scope="module")
-def twins():
-    model = jaxattn_nnx.GPT(CONFIG, rngs=nnx.Rngs(0))
+CHANGED = dataclasses.replace(
+    CONFIG, rotary=True, normalize_heads=True, rms_norm=True, squared_relu=True, use_bias=False, tie_embedding=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[CONFIG, CHANGED], ids=["gpt2", "changed"])
+def twins(request):
+    model = jaxattn_nnx.GPT(request.param, rngs=nnx.Rngs(0))
     state, keys = nnx.state(model, nnx.Param), iter(jax.random.split(jax.random.key(1), 100))
     state = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(next(keys), leaf.shape), state)
     nnx.update(model, state)
-    return model, GPT(CONFIG), nnx.to_pure_dict(state)
+    return model, GPT(request.param), nnx.to_pure_dict(state)
 
 
 def test_parameters_logits_and_dropout_are_linens(twins):
@@ -55,7 +62,7 @@ def test_it_generates_linens_tokens_also_beyond_the_context(twins):
 @pytest.mark.slow
 def test_recomputing_the_blocks_changes_no_gradient(twins):
     model, _, _ = twins
-    again = jaxattn_nnx.GPT(CONFIG, remat=True, rngs=nnx.Rngs(0))
+    again = jaxattn_nnx.GPT(model.config, remat=True, rngs=nnx.Rngs(0))
     nnx.update(again, nnx.state(model, nnx.Param))
     grads = [nnx.grad(lambda m: (m(TOKENS, deterministic=True) ** 2).mean())(m) for m in (model, again)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)
