@@ -11,8 +11,9 @@ from jaxattn.benchmark.nanogpt import nanogpt_step
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
+from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import shard_batch
-from jaxattn.training.step import choose_microbatches, init_state, make_optimizer, make_schedule, make_step
+from jaxattn.training.step import choose_microbatches, init_state, make_step
 
 BATCH_SIZE = 32
 CONFIG = GPTConfig(vocab_size=256, context_length=128, num_layers=4, num_heads=4, features=128)
@@ -40,11 +41,12 @@ def training_candidates(config: GPTConfig, batch_size: int) -> list[Candidate]:
     Raises:
         ImportError: torch is missing.
     """
-    length, schedule = config.context_length + 1, make_schedule(1000, 1e-3)
+    length, schedule = config.context_length + 1, cosine_schedule(1000, 1e-3)
     mesh = make_mesh({}, batch_size, config.num_heads, config.context_length)
-    state = init_state(GPT(config), make_optimizer(schedule), jax.random.key(0), mesh)
+    optimizer = adamw(schedule, mesh)
+    state = init_state(GPT(config), optimizer, jax.random.key(0), mesh)
     parts = choose_microbatches(batch_size, config.context_length, mesh)
-    step = make_step(GPT(config), schedule, jax.random.key(1), mesh, parts)
+    step = make_step(GPT(config), optimizer, schedule, jax.random.key(1), mesh, parts)
     peer_step = nanogpt_step(config, state.params, lambda number: float(schedule(number)))
     batches = np.random.default_rng(0).integers(0, config.vocab_size, (STEPS, batch_size, length), np.int32)
 

@@ -76,19 +76,20 @@ def _run(config: TrainConfig, resume: int | None) -> int:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
     """Return the options that are not fields of the configuration, and the configuration.
 
-    Fields that are not given are those of the saved run with --resume, else those of the task's preset.
+    Fields that are not given are those of the saved run with --resume, else those that suit the task and the recipe.
 
     Raises:
         ValueError: an option is out of range.
     """
     first = Parser(prog="jaxattn train", add_help=False)
     first.add_argument("--task", default="text")
+    first.add_argument("--recipe")
     first.add_argument("--out")
     _add_resume(first)
     chosen, _ = first.parse_known_args(argv)
     if chosen.resume is not None and chosen.out is None:
         raise ValueError("--resume continues a saved run: name its directory with --out DIR")
-    default = preset(chosen.task) if chosen.resume is None else saved_config(chosen.out)
+    default = preset(chosen.task, chosen.recipe) if chosen.resume is None else saved_config(chosen.out)
 
     parser = Parser(prog="jaxattn train", description=DESCRIPTION, epilog=EXIT_STATUS)
     add_options(parser, default)

@@ -8,6 +8,7 @@ from jaxattn.cli import MAX_SEED, check_number
 from jaxattn.models.gpt import GPTConfig
 from jaxattn.tasks import find_task
 from jaxattn.training.devices import parse_mesh
+from jaxattn.training.recipe import find_recipe
 
 TYPES = ("float32", "bfloat16")
 # The lowest and the highest value of each number. Compiling takes time for each layer.
@@ -54,15 +55,18 @@ class TrainConfig:
     )
     vocab_size: int = _option(DATA, 1024, "how many tokens --tokenizer bpe learns")
 
-    context_length: int = _option(MODEL, 64, "tokens in a sequence")
+    recipe: str = _option(
+        MODEL, "fast", "fast, which learns most in a minute, or gpt2, the model and optimizer of GPT-2", "NAME"
+    )
+    context_length: int = _option(MODEL, 128, "tokens in a sequence")
     layers: int = _option(MODEL, 4, "blocks of attention and feed-forward layer")
     heads: int = _option(MODEL, 4, "attention heads in a block; must divide the width")
     width: int = _option(MODEL, 128, "width of the token vectors, all heads together")
     dropout: float = _option(MODEL, 0.0, "dropout rate in training, from 0 to below 1", "X")
 
     steps: int = _option(OPTIMIZATION, 1000, "training steps", may_change=True)
-    batch_size: int = _option(OPTIMIZATION, 16, "sequences in a step")
-    learning_rate: float = _option(OPTIMIZATION, 3e-3, "highest learning rate, between warm-up and cosine decay", "X")
+    batch_size: int = _option(OPTIMIZATION, 8, "sequences in a step")
+    learning_rate: float = _option(OPTIMIZATION, 0.02, "highest learning rate, between warm-up and decay", "X")
     seed: int = _option(OPTIMIZATION, 0, "the same seed gives the same losses on the same machine")
 
     dtype: str = _option(
@@ -101,6 +105,7 @@ class TrainConfig:
         self._check_types()
         self._check_numbers()
         task = find_task(self.task)
+        find_recipe(self.recipe)
         if self.dtype not in TYPES:
             raise ValueError(f"--dtype is {self.dtype!r}, but must be {' or '.join(TYPES)}")
         task.check(self)
@@ -116,8 +121,9 @@ class TrainConfig:
         check_rate(self.dropout)
 
     def model(self, vocab_size: int) -> GPTConfig:
-        """Return the sizes of the model."""
-        return GPTConfig(vocab_size, self.context_length, self.layers, self.heads, self.width, self.dropout)
+        """Return the configuration of the model."""
+        sizes = vocab_size, self.context_length, self.layers, self.heads, self.width, self.dropout
+        return GPTConfig(*sizes, **find_recipe(self.recipe).model)
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """Describe the fields that differ from the other configuration and influence what is learned."""
@@ -148,13 +154,15 @@ class TrainConfig:
             )
 
 
-def preset(task: str) -> TrainConfig:
-    """Return the configuration that suits a task.
+def preset(task: str, recipe: str | None = None) -> TrainConfig:
+    """Return the configuration that suits a task, with the task's own recipe or another.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: there is no such task, or no such recipe.
     """
-    return TrainConfig(task=task, **find_task(task).preset)
+    of_task = find_task(task).preset
+    recipe = of_task.get("recipe", TrainConfig.recipe) if recipe is None else recipe
+    return TrainConfig(task=task, **{**find_recipe(recipe).options, **of_task, "recipe": recipe})
 
 
 def flag(name: str) -> str:

@@ -116,6 +116,7 @@ def _read(file: Path) -> tuple[TrainConfig, list[str]]:
         config, texts = content["config"], content["texts"]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("texts must hold fingerprints")
+        config = {"recipe": "gpt2"} | config  # the only recipe of earlier versions
         return TrainConfig(**config | {"text": tuple(config["text"])}), texts
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

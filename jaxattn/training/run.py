@@ -23,13 +23,14 @@ from jaxattn.training.evaluation import fixed_batches, make_evaluate
 from jaxattn.training.journal import Journal, draw_curve
 from jaxattn.training.memory import check_memory
 from jaxattn.training.progress import Progress, say
+from jaxattn.training.recipe import find_recipe
 from jaxattn.training.recovery import DivergedError, check_steps, diverged, restore, write_error
 from jaxattn.training.report import Outcome, Stopped, introduction, resuming, stopped, summary, verdict
 from jaxattn.training.sample import first_document, sample_text
 from jaxattn.training.saving import save_model
 from jaxattn.training.sharding import gather_to_main_process, make_ring, shard_batch
 from jaxattn.training.signals import catch_stop_signals, received_by_any_process
-from jaxattn.training.step import Metrics, choose_microbatches, init_state, make_optimizer, make_schedule, make_step
+from jaxattn.training.step import Metrics, choose_microbatches, init_state, make_step
 
 
 class Run:
@@ -61,8 +62,10 @@ class Run:
         sizes = config.model(self.data.tokenizer.vocab_size)
         self.model = GPT(sizes, dtype, config.remat, make_ring(self.mesh))
         init_key, self.dropout_key, self.sample_key = jax.random.split(jax.random.key(config.seed), 3)
-        self.schedule = make_schedule(config.steps, config.learning_rate)
-        self.state = init_state(self.model, make_optimizer(self.schedule), init_key, self.mesh, config.shard_parameters)
+        recipe = find_recipe(config.recipe)
+        self.schedule = recipe.schedule(config.steps, config.learning_rate)
+        self.optimizer = recipe.optimizer(self.schedule, self.mesh)
+        self.state = init_state(self.model, self.optimizer, init_key, self.mesh, config.shard_parameters)
         self.fixed_batches = fixed_batches(self.data.corpus, config)
         self.evaluate = make_evaluate(self.model, self.mesh, self.fixed_batches)
         self.checkpoints = None if self.directory is None else Checkpoints(self.directory / CHECKPOINTS)
@@ -133,7 +136,13 @@ class Run:
         """Train until the last step or until a stop signal."""
         config = self.config
         train_step = make_step(
-            self.model, self.schedule, self.dropout_key, self.mesh, self.microbatches, config.shard_parameters
+            self.model,
+            self.optimizer,
+            self.schedule,
+            self.dropout_key,
+            self.mesh,
+            self.microbatches,
+            config.shard_parameters,
         )
         pending: tuple[int, Metrics] | None = None
         for number, batch in prefetch(self._read_batch, range(int(self.state.step) + 1, config.steps + 1)):

@@ -1,4 +1,4 @@
-"""One training step: the loss of every next token, its gradient, and an update by AdamW."""
+"""One training step: the loss of every next token, its gradient, and an update by an optimizer."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,29 +33,6 @@ class Metrics(NamedTuple):
     loss: Array
     gradient_norm: Array
     learning_rate: Array
-
-
-def make_schedule(steps: int, learning_rate: float) -> optax.Schedule:
-    """Warm up during the first twentieth of the steps, then decay along a cosine to a tenth at the last one.
-
-    The schedule takes the number of steps that are done. The first step already has a learning rate above 0.
-
-    Example:
-        >>> from jaxattn.training.step import make_schedule
-        >>> [round(float(make_schedule(40, 1.0)(done)), 2) for done in (0, 1, 20, 39)]
-        [0.5, 1.0, 0.55, 0.1]
-    """
-    warmup = max(1, steps // 20)
-    of_step = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(steps, warmup + 1), learning_rate / 10)
-    return lambda done: of_step(done + 1)
-
-
-def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW with clipped gradients; weight decay applies to matrices only, not to biases and norms."""
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.99, weight_decay=0.1, mask=_is_matrix),
-    )
 
 
 def init_state(
@@ -113,6 +90,7 @@ def choose_microbatches(batch_size: int, context_length: int, mesh: Mesh, reques
 
 def make_step(
     model: GPT,
+    optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     key: Array,
     mesh: Mesh,
@@ -120,7 +98,7 @@ def make_step(
     shard_parameters: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile a step `(state, batch) -> (state, metrics)`, tokens `(B, context_length + 1)`; the state is donated."""
-    optimizer, has_dropout = make_optimizer(schedule), model.config.dropout_rate > 0
+    has_dropout = model.config.dropout_rate > 0
     loss_and_gradients = make_loss_and_gradients(
         lambda params, examples: summed_loss(model, params, *examples), mesh, microbatches, shard_parameters
     )
@@ -138,5 +116,3 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def _is_matrix(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)

@@ -2,9 +2,11 @@ import dataclasses
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
+from jaxattn import GPTConfig
 from jaxattn.tasks import TASKS, Data, Task
 from jaxattn.tasks.text import TASK as TEXT
 from jaxattn.training.command import parse
@@ -40,9 +42,27 @@ def test_options_that_are_not_given_are_those_of_the_saved_run(saved):
 
 
 def test_options_that_are_not_given_are_those_of_the_tasks_preset():
-    preset = TrainConfig(task="pronouns", layers=2, heads=4, batch_size=32, steps=2000, save_every=500)
+    preset = TrainConfig(
+        task="pronouns", recipe="gpt2", context_length=64, learning_rate=3e-3, layers=2, heads=4, batch_size=32,
+        steps=2000, save_every=500,
+    )  # fmt: skip
     assert config("--task", "pronouns") == preset
     assert config("--task", "pronouns", "--steps", 5) == dataclasses.replace(preset, steps=5)
+
+
+def test_the_sizes_of_gpt2s_recipe_are_those_of_earlier_versions():
+    sizes = {"context_length": 64, "batch_size": 16, "learning_rate": 3e-3, "steps": 1000}
+    assert config("--recipe", "gpt2") == TrainConfig(recipe="gpt2", **sizes)
+    assert config("--recipe", "gpt2").model(256) == GPTConfig(256, 64, 4, 4, 128)
+    assert config("--task", "pronouns", "--recipe", "fast").recipe == "fast"
+
+
+def test_a_run_of_a_version_without_recipes_continues_as_gpt2s(saved):
+    file = Path(saved.out) / "run.json"
+    content = json.loads(file.read_text())
+    del content["config"]["recipe"]
+    file.write_text(json.dumps(content))
+    assert config("--resume", "--out", saved.out) == dataclasses.replace(saved, recipe="gpt2")
 
 
 def test_help_shows_the_defaults_that_hold(capsys, saved):

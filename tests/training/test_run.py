@@ -23,9 +23,9 @@ from programs import SCRIPT, on_devices, options, records_of, wait_for_step
 from jaxattn.training.command import train
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import saved_config
+from jaxattn.training.optimizer import linear_schedule
 from jaxattn.training.recovery import LAST, DivergedError
 from jaxattn.training.run import Run
-from jaxattn.training.step import make_schedule
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_finished_run_is_resumed_to_more_steps_and_says_how_the_learning_rate_
         Run(dataclasses.replace(config, steps=4), LAST)
     assert saved_config(config.out) == config
     outcome = Run(dataclasses.replace(config, steps=9), LAST).train()
-    rates = [float(make_schedule(9, config.learning_rate)(step)) for step in range(9)]
+    rates = [float(linear_schedule(9, config.learning_rate)(step)) for step in range(9)]
     assert outcome.steps == saved_config(config.out).steps == 9
     found = records_of(tmp_path)
     assert [found[step, "learning_rate"] for step in (6, 7, 8, 9)] == pytest.approx(rates[5:])

@@ -12,12 +12,11 @@ from jaxattn import GPT, GPTConfig
 from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
 from jaxattn.training.evaluation import make_mean_loss
+from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import state_sharding
 from jaxattn.training.step import (
     choose_microbatches,
     init_state,
-    make_optimizer,
-    make_schedule,
     make_step,
     summed_loss,
     token_weights,
@@ -29,10 +28,11 @@ DOCUMENTS = jnp.array([[1] * 9, [1, 1, 1, 2, 2, 2, 2, 3, 3], [1, 2, 3, 3, 3, 3, 
 
 
 def fresh(config=CONFIG, learning_rate=1e-2, steps=60, microbatches=1, **options):
-    model, schedule = GPT(config, **options), make_schedule(steps, learning_rate)
+    model, schedule = GPT(config, **options), cosine_schedule(steps, learning_rate)
     mesh = make_mesh({"data": 1}, 4, config.num_heads, config.context_length)
-    state = init_state(model, make_optimizer(schedule), jax.random.key(0), mesh)
-    return model, state, make_step(model, schedule, jax.random.key(1), mesh, microbatches)
+    optimizer = adamw(schedule, mesh)
+    state = init_state(model, optimizer, jax.random.key(0), mesh)
+    return model, state, make_step(model, optimizer, schedule, jax.random.key(1), mesh, microbatches)
 
 
 def next_token_loss(model, params, batch):
@@ -119,7 +119,7 @@ def test_bfloat16_gives_nearly_the_same_losses_and_keeps_float32_parameters():
 
 
 def test_weight_decay_applies_to_matrices_only():
-    optimizer = make_optimizer(make_schedule(10, 1.0))
+    optimizer = adamw(cosine_schedule(10, 1.0), None)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     state = optimizer.init(params)
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_weight_decay_applies_to_matrices_only():
 
 @pytest.mark.parametrize("steps", [1, 2, 20, 100])
 def test_the_learning_rate_warms_up_from_the_first_step_and_decays_to_a_tenth_at_the_last(steps):
-    schedule, warmup = make_schedule(steps, 0.5), max(1, steps // 20)
+    schedule, warmup = cosine_schedule(steps, 0.5), max(1, steps // 20)
     for number in range(1, steps + 1):
         expected = number / warmup
         if number > warmup:
@@ -144,10 +144,10 @@ def test_the_optimizer_is_adamw_of_gradients_clipped_to_norm_1():
 
     Some gradients are clipped and some are not: AdamW divides by their common size, and would hide the same factor.
     """
-    rng, schedule = np.random.default_rng(0), make_schedule(10, 0.3)
+    rng, schedule = np.random.default_rng(0), cosine_schedule(10, 0.3)
     params = {"kernel": rng.standard_normal((2, 3)), "bias": rng.standard_normal(3)}
     moments = {name: [np.zeros_like(p), np.zeros_like(p)] for name, p in params.items()}
-    optimizer = make_optimizer(schedule)
+    optimizer = adamw(schedule, None)
     ours = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     state = optimizer.init(ours)
     for step, size in enumerate((30.0, 0.1, 3.0, 0.01), start=1):

@@ -24,6 +24,7 @@ class PronounTask(Task):
     """Sentences drawn from the seed, packed one after the other; the report says which head finds the noun."""
 
     preset: ClassVar[Mapping[str, Any]] = {
+        "recipe": "gpt2",
         "layers": 2,
         "heads": 4,
         "batch_size": 32,
