@@ -64,7 +64,7 @@ class TrainConfig:
     width: int = _option(MODEL, 128, "width of the token vectors, all heads together")
     dropout: float = _option(MODEL, 0.0, "dropout rate in training, from 0 to below 1", "X")
 
-    steps: int = _option(OPTIMIZATION, 1000, "training steps", may_change=True)
+    steps: int = _option(OPTIMIZATION, 1200, "training steps", may_change=True)
     batch_size: int = _option(OPTIMIZATION, 8, "sequences in a step")
     learning_rate: float = _option(OPTIMIZATION, 0.02, "highest learning rate, between warm-up and decay", "X")
     seed: int = _option(OPTIMIZATION, 0, "the same seed gives the same losses on the same machine")

@@ -30,15 +30,15 @@ def cosine_schedule(steps: int, learning_rate: float) -> optax.Schedule:
 
 
 def linear_schedule(steps: int, learning_rate: float) -> optax.Schedule:
-    """Warm up during the first fiftieth of the steps, stay for two fifths of all, then decay along a line towards 0.
+    """Warm up during the first fiftieth of the steps, and decay along a line that reaches 0 after the last one.
 
     Example:
         >>> from jaxattn.training.optimizer import linear_schedule
-        >>> [round(float(linear_schedule(100, 1.0)(done)), 2) for done in (0, 1, 40, 70, 99)]
-        [0.5, 1.0, 1.0, 0.5, 0.02]
+        >>> [round(float(linear_schedule(100, 1.0)(done)), 3) for done in (0, 1, 50, 99)]
+        [0.5, 0.99, 0.5, 0.01]
     """
-    warmup, decay = max(1, steps // 50), max(1, round(0.6 * steps))
-    return lambda done: learning_rate * jnp.minimum((done + 1) / warmup, jnp.clip((steps - done) / decay, 0, 1))
+    warmup = max(1, steps // 50)
+    return lambda done: learning_rate * jnp.minimum((done + 1) / warmup, 1) * (steps - done) / steps
 
 
 def adamw(schedule: optax.Schedule, mesh: Mesh) -> optax.GradientTransformation:
@@ -52,7 +52,9 @@ def adamw(schedule: optax.Schedule, mesh: Mesh) -> optax.GradientTransformation:
 
 
 def muon(schedule: optax.Schedule, mesh: Mesh) -> optax.GradientTransformation:
-    """Muon for the matrices of the blocks; Adam, at half the learning rate, for the tables and vectors.
+    """Muon for the matrices of the blocks, with weight decay; Adam, at half the learning rate, for tables and vectors.
+
+    Three Newton-Schulz steps in place of Muon's five cost less time, and no loss that could be measured.
 
     References:
         Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
@@ -60,6 +62,8 @@ def muon(schedule: optax.Schedule, mesh: Mesh) -> optax.GradientTransformation:
     of_matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     optimizer = optax.contrib.muon(
         schedule,
+        ns_steps=3,
+        weight_decay=0.1,
         adam_learning_rate=lambda done: schedule(done) / 2,
         adam_b1=0.8,
         adam_b2=0.95,

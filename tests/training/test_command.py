@@ -66,7 +66,7 @@ def test_a_run_of_a_version_without_recipes_continues_as_gpt2s(saved):
 
 
 def test_help_shows_the_defaults_that_hold(capsys, saved):
-    for arguments, words in ((["--task", "pronouns"], "training steps (default: 2000)"), ([], "(default: 1000)")):
+    for arguments, words in ((["--task", "pronouns"], "training steps (default: 2000)"), ([], "(default: 1200)")):
         with pytest.raises(SystemExit, match="0"):
             parse([*arguments, "--help"])
         assert words in capsys.readouterr().out
