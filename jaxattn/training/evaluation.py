@@ -1,6 +1,7 @@
 """The loss on fixed batches of the training text and of the held-out text."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +28,18 @@ class Losses(NamedTuple):
     held_out: float
 
 
+def choices(loss: float) -> str:
+    """Return among how many equally likely tokens a guess has this loss: e to the loss, to three digits.
+
+    Example:
+        >>> from jaxattn.training.evaluation import choices
+        >>> choices(5.5452), choices(1.81), choices(0.0)
+        ('256', '6.11', '1.00')
+    """
+    number = math.exp(min(loss, 700.0))
+    return f"{number:.{max(0, 2 - int(math.log10(max(1.0, number))))}f}" if number < 1e6 else f"{number:.2g}"
+
+
 class FixedBatches(NamedTuple):
     """The batches on which losses are measured, each stacked: `(EVALUATION_BATCHES, B, context_length + 1)`."""
 
@@ -46,11 +59,20 @@ def fixed_batches(corpus: Corpus, config: TrainConfig) -> FixedBatches:
     return FixedBatches(*stacked)
 
 
-def make_evaluate(model: GPT, mesh: Mesh, batches: FixedBatches) -> Callable[[Any], Losses]:
-    """Return a function from parameters to the losses on the fixed batches."""
-    mean_loss = make_mean_loss(model, mesh)
-    on_devices = [shard_batch(mesh, batch, axis=1) for batch in batches]
-    return lambda params: Losses(*(float(mean_loss(params, batch)) for batch in on_devices))
+class Evaluate:
+    """Measures the losses of parameters on the fixed batches."""
+
+    def __init__(self, model: GPT, mesh: Mesh, batches: FixedBatches) -> None:
+        self._mean_loss = make_mean_loss(model, mesh)
+        self._batches = FixedBatches(*(shard_batch(mesh, batch, axis=1) for batch in batches))
+
+    def held_out(self, params: Any) -> float:
+        """Return the mean loss on the held-out batches."""
+        return float(self._mean_loss(params, self._batches.held_out))
+
+    def both(self, params: Any) -> Losses:
+        """Return the mean losses on the batches of both parts."""
+        return Losses(float(self._mean_loss(params, self._batches.train)), self.held_out(params))
 
 
 def make_mean_loss(model: GPT, mesh: Mesh) -> Callable[[Any, Batch], Array]:

@@ -16,7 +16,7 @@ FILE = "log.jsonl"
 class Journal:
     """Writes each record immediately, so that a run that is killed loses none; without a directory, writes nothing.
 
-    A run that resumes from step `until` drops the records after it.
+    A run that resumes from step `until` keeps the records up to it; one that starts, with `until=0`, keeps none.
     """
 
     def __init__(self, directory: Path | None, until: int, tensorboard: bool = False) -> None:
@@ -24,7 +24,8 @@ class Journal:
         self._board: Any = None
         if directory is None:
             return
-        kept = [json.dumps(record) + "\n" for record in read_journal(directory) if record["step"] <= until]
+        before = read_journal(directory) if until else []
+        kept = [json.dumps(record) + "\n" for record in before if record["step"] <= until]
         write_whole(directory / FILE, "".join(kept).encode())
         self._file = open(directory / FILE, "a")  # noqa: SIM115
         if tensorboard:
@@ -59,13 +60,12 @@ def read_journal(directory: Path) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict) and isinstance(record.get("step"), int)]
 
 
-def draw_curve(directory: Path, unit: str) -> None:
-    """Plot the losses of a run to `loss.png` and `loss.svg`.
+def draw_curve(directory: Path, unit: str, bigram: float | None = None) -> None:
+    """Plot the losses of a run to `loss.png` and `loss.svg`, beside that of the bigram model.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    matplotlib = require("matplotlib", extra="train")
     figure = require("matplotlib.figure", extra="train").Figure(figsize=(7, 4), layout="constrained")
     axes, records = figure.add_subplot(), read_journal(directory)
     for name, label, style in (
@@ -75,12 +75,31 @@ def draw_curve(directory: Path, unit: str) -> None:
         points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
+    finish_figure(figure, axes, unit, bigram)
+    write_figure(figure, directory / "loss")
+
+
+def finish_figure(figure: Any, axes: Any, unit: str, bigram: float | None) -> None:
+    """Name the axes of curves of losses, add the line of the bigram model, and a legend beside the curves."""
+    if bigram is not None:
+        label = f"bigram {bigram:.2f}, which knows only the current {unit}"
+        axes.axhline(bigram, color="black", linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="step", ylabel=f"loss, nats per {unit}")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    with matplotlib.rc_context({"svg.hashsalt": "jaxattn"}):
-        for name, options in (("loss.png", {"dpi": 150}), ("loss.svg", {"metadata": {"Date": None}})):
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a figure to `path.png` and `path.svg`; the same figure gives the same bytes.
+
+    Raises:
+        OSError: the disk is full, or the directory cannot be written.
+    """
+    with require("matplotlib", extra="train").rc_context({"svg.hashsalt": "jaxattn"}):
+        for suffix, options in ((".png", {"dpi": 150}), (".svg", {"metadata": {"Date": None}})):
             picture = io.BytesIO()
-            figure.savefig(picture, format=name[-3:], **options)
-            write_whole(directory / name, picture.getvalue())
+            figure.savefig(picture, format=suffix[1:], **options)
+            write_whole(path.with_name(path.name + suffix), picture.getvalue())

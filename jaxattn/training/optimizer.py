@@ -120,7 +120,3 @@ def _groups(flat: Mapping[tuple[str, ...], Array]) -> dict[str, list[tuple[str, 
         name = f"{STACK} {array.shape[0]}x{array.shape[1]}" if is_matrix else ".".join(path)
         groups.setdefault(name, []).append(path)
     return groups
-
-
-def _is_matrix(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)

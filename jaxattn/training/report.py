@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxattn.cli import typed
 from jaxattn.tasks import Data
 from jaxattn.training.config import TrainConfig
-from jaxattn.training.evaluation import Losses
+from jaxattn.training.evaluation import Losses, choices
 from jaxattn.training.recovery import resume_command
 
 MARGIN = 0.05  # nats by which the held-out loss must fall for the run to count as having learned
@@ -69,9 +69,9 @@ def introduction(config: TrainConfig, data: Data, mesh: Mesh, params: Any) -> st
     )
 
 
-def summary(outcome: Outcome, unit: str, prompt: str, sample: str, report: str | None, directory: Path | None) -> str:
-    """List the losses, a sample, the task's report, and what can be done next."""
-    lines = ["", *_losses(outcome, unit), "", f"sample, after the held-out text {prompt!r}:", sample, ""]
+def summary(outcome: Outcome, unit: str, samples: str, report: str | None, directory: Path | None) -> str:
+    """List the losses, the table of samples, the task's report, and what can be done next."""
+    lines = ["", *_losses(outcome, unit), "", samples, ""]
     if directory is not None:
         lines.append(f"saved in {directory}: {generate_command(directory)} continues a text with it")
     if report is not None:
@@ -128,7 +128,19 @@ def _losses(outcome: Outcome, unit: str) -> list[str]:
             f"bigram held-out loss   {describe(outcome.bigram)}, for comparison:",
             f"                       it predicts the next {unit} from the current one alone, by counting pairs",
         ]
-    return lines
+    return lines + _explanation(outcome, unit)
+
+
+def _explanation(outcome: Outcome, unit: str) -> list[str]:
+    """Say what the held-out losses mean in equally likely tokens, if they are numbers."""
+    before, after, bigram = outcome.before.held_out, outcome.after.held_out, outcome.bigram
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return []
+    compared = "" if bigram is None else f", and is among {choices(bigram)} for the bigram model"
+    return [
+        f"Predicting the next held-out {unit} was like choosing among {choices(before)} {unit}s equally likely at the "
+        f"start, among {choices(after)} at the end{compared}."
+    ]
 
 
 def verdict(outcome: Outcome, unit: str) -> str:

@@ -1,6 +1,7 @@
 """A training run, from configuration to outcome: the training loop is `Run._train_steps`."""
 
 import contextlib
+import functools
 import math
 import sys
 from pathlib import Path
@@ -19,14 +20,22 @@ from jaxattn.training.config import TrainConfig
 from jaxattn.training.data import open_data
 from jaxattn.training.devices import make_mesh, parse_mesh
 from jaxattn.training.directory import CHECKPOINTS, saved_config
-from jaxattn.training.evaluation import fixed_batches, make_evaluate
-from jaxattn.training.journal import Journal, draw_curve
+from jaxattn.training.evaluation import Evaluate, fixed_batches
+from jaxattn.training.journal import Journal, draw_curve, read_journal
 from jaxattn.training.memory import check_memory
 from jaxattn.training.progress import Progress, say
 from jaxattn.training.recipe import find_recipe
 from jaxattn.training.recovery import DivergedError, check_steps, diverged, restore, write_error
 from jaxattn.training.report import Outcome, Stopped, introduction, resuming, stopped, summary, verdict
-from jaxattn.training.sample import first_document, sample_text
+from jaxattn.training.sample import (
+    Sample,
+    choose_prompt,
+    is_sample_step,
+    recorded_samples,
+    sample_table,
+    sample_text,
+    write_samples,
+)
 from jaxattn.training.saving import save_model
 from jaxattn.training.sharding import gather_to_main_process, make_ring, shard_batch
 from jaxattn.training.signals import catch_stop_signals, received_by_any_process
@@ -67,7 +76,9 @@ class Run:
         self.optimizer = recipe.optimizer(self.schedule, self.mesh)
         self.state = init_state(self.model, self.optimizer, init_key, self.mesh, config.shard_parameters)
         self.fixed_batches = fixed_batches(self.data.corpus, config)
-        self.evaluate = make_evaluate(self.model, self.mesh, self.fixed_batches)
+        self.prompt = choose_prompt(self.fixed_batches.held_out)
+        self.evaluate = Evaluate(self.model, self.mesh, self.fixed_batches)
+        self.samples: list[Sample] = []
         self.checkpoints = None if self.directory is None else Checkpoints(self.directory / CHECKPOINTS)
 
     def _require_packages(self) -> None:
@@ -88,7 +99,7 @@ class Run:
         """
         config = self.config
         self._say(introduction(config, self.data, self.mesh, self.state.params))
-        before = self.evaluate(self.state.params)
+        before = self.evaluate.both(self.state.params)
         self._restore_checkpoint()
         first = int(self.state.step)
         tokens_per_step = config.batch_size * config.context_length
@@ -97,7 +108,11 @@ class Run:
         try:
             journal = contextlib.closing(Journal(directory, first, config.tensorboard))
             with journal as self.journal, catch_stop_signals(self.directory) as self.received_signal:
+                if directory is not None:
+                    self.samples = recorded_samples(read_journal(directory))
                 with self.progress:
+                    if first == 0:
+                        self._record_held_out_loss(0, before.held_out)
                     self._train_steps()
                 params = gather_to_main_process(self.mesh, self.state.params)
                 self._save_model(params, directory)
@@ -113,14 +128,19 @@ class Run:
             return Stopped(steps, stop_signal)
         outcome = Outcome(
             before=before,
-            after=self.evaluate(self.state.params),
-            bigram=bigram_loss(self.data.corpus.train, self.fixed_batches.held_out, self.model.config.vocab_size),
+            after=self.evaluate.both(self.state.params),
+            bigram=self.bigram,
             tokens_per_second=self.progress.tokens_per_second,
             steps=steps,
         )
         if self.is_main_process:
             self._print_report(outcome, params)
         return outcome
+
+    @functools.cached_property
+    def bigram(self) -> float | None:
+        """The held-out loss of the bigram model."""
+        return bigram_loss(self.data.corpus.train, self.fixed_batches.held_out, self.model.config.vocab_size)
 
     def _restore_checkpoint(self) -> None:
         if self.checkpoints is None or self.resume is None:
@@ -151,11 +171,15 @@ class Run:
             self._record_metrics(pending)
             pending = number, metrics
             stopping = self._stop_signal() > 0
-            if stopping or number % config.save_every == 0 or number == config.steps:
+            saving = stopping or number % config.save_every == 0 or number == config.steps
+            if saving or is_sample_step(number):
                 self._record_metrics(pending)
                 pending = None
                 self.progress.pause()
-                self._save_checkpoint(number, stopping and number < config.steps)
+                unfinished = stopping and number < config.steps
+                held_out_loss = None if unfinished else self._measure_held_out_loss(number)
+                if saving:
+                    self._save_checkpoint(number, held_out_loss, stopping)
                 self.progress.resume()
             if stopping:
                 return
@@ -179,32 +203,31 @@ class Run:
         values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
         self.journal.write(step, **values | ({} if speed is None else {"tokens_per_second": speed}))
 
-    def _save_checkpoint(self, step: int, stopping: bool) -> None:
-        """Save, and unless the run is stopping, measure the held-out loss and show a sample first."""
-        held_out_loss = None if stopping else self._measure_held_out_loss(step)
+    def _save_checkpoint(self, step: int, held_out_loss: float | None, stopping: bool) -> None:
         if self.checkpoints is not None:
             self.checkpoints.save(step, self.state, held_out_loss)
             if stopping:
                 self.checkpoints.wait()
 
     def _measure_held_out_loss(self, step: int) -> float:
-        loss = self.evaluate(self.state.params).held_out
+        loss = self.evaluate.held_out(self.state.params)
         if not math.isfinite(loss):
             raise self._diverged(step, f"the held-out loss is {loss}")
-        self.progress.say(f"step {step}: held-out loss {loss:.4f} nats per {self.data.unit}")
-        sample = {}
-        if step < self.config.steps and not self._stop_signal():
-            params = gather_to_main_process(self.mesh, self.state.params)
-            if params is not None:
-                sample["sample"] = self._sample(params, 60)[1]
-                self.progress.say("  " + repr(sample["sample"]))
-        self.journal.write(step, held_out_loss=loss, **sample)
+        self._record_held_out_loss(step, loss)
         return loss
 
-    def _sample(self, params: Any, num_tokens: int) -> tuple[str, str]:
-        """Return the beginning of a held-out document, and how the model continues it."""
-        document, key = first_document(self.fixed_batches.held_out), jax.random.fold_in(self.sample_key, num_tokens)
-        return sample_text(self.model, params, document, self.data.tokenizer, num_tokens, key)
+    def _record_held_out_loss(self, step: int, loss: float) -> None:
+        """Show and log the loss, at growing steps and at the end with a sample."""
+        self.progress.say(f"step {step}: held-out loss {loss:.4f} nats per {self.data.unit}")
+        sample = {}
+        if (is_sample_step(step) or step == self.config.steps) and not self._stop_signal():
+            params = gather_to_main_process(self.mesh, self.state.params)
+            if params is not None:
+                text = sample_text(self.model, params, self.prompt, self.data.tokenizer, self.sample_key)
+                self.samples.append(Sample(step, loss, text))
+                self.progress.say("  " + repr(text))
+                sample["sample"] = text
+        self.journal.write(step, held_out_loss=loss, **sample)
 
     def _save_model(self, params: Any, directory: Path | None) -> None:
         if directory is not None and params is not None:
@@ -212,12 +235,13 @@ class Run:
         if self.checkpoints is not None:
             self.checkpoints.wait()
         if directory is not None:
-            draw_curve(directory, self.data.unit)
+            draw_curve(directory, self.data.unit, self.bigram)
+            write_samples(directory, self.data.tokenizer.decode(self.prompt), self.samples, self.data.unit)
 
     def _print_report(self, outcome: Outcome, params: Any) -> None:
-        prompt, sample = self._sample(params, 200)
+        samples = sample_table(self.data.tokenizer.decode(self.prompt), self.samples, self.data.unit)
         report = find_task(self.config.task).report(self.config, GPT(self.model.config), params, self.directory)
-        say(summary(outcome, self.data.unit, prompt, sample, report, self.directory))
+        say(summary(outcome, self.data.unit, samples, report, self.directory))
         say(verdict(outcome, self.data.unit))
 
     def _diverged(self, step: int, reason: str) -> DivergedError:

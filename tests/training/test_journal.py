@@ -40,12 +40,31 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_the_loss_curve_is_drawn_and_reproducible(written):
-    draw_curve(written, "byte")
+    draw_curve(written, "byte", bigram=0.75)
     first = (written / "loss.svg").read_bytes()
     assert b"held out" in first
     assert (written / "loss.png").read_bytes().startswith(b"\x89PNG")
-    draw_curve(written, "byte")
+    draw_curve(written, "byte", bigram=0.75)
     assert (written / "loss.svg").read_bytes() == first
+
+
+def test_the_loss_curve_begins_before_the_first_step_and_names_the_bigram_line(tmp_path):
+    journal = Journal(tmp_path, until=0)
+    journal.write(0, held_out_loss=5.5)
+    journal.write(1, loss=5.4)
+    journal.close()
+    draw_curve(tmp_path, "word", bigram=2.5)
+    assert b"bigram 2.50, which knows only the current word" in (tmp_path / "loss.svg").read_bytes()
+    draw_curve(tmp_path, "word")
+    assert b"bigram" not in (tmp_path / "loss.svg").read_bytes()
+
+
+def test_a_run_that_starts_again_keeps_no_record_of_step_0(written):
+    for _ in range(2):
+        journal = Journal(written, until=0)
+        journal.write(0, held_out_loss=5.5)
+        journal.close()
+    assert read_journal(written) == [{"step": 0, "held_out_loss": 5.5}]
 
 
 def test_tensorboard_records_the_numbers(tmp_path):

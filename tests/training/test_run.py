@@ -23,6 +23,7 @@ from programs import SCRIPT, on_devices, options, records_of, wait_for_step
 from jaxattn.training.command import train
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import saved_config
+from jaxattn.training.evaluation import choices
 from jaxattn.training.optimizer import linear_schedule
 from jaxattn.training.recovery import LAST, DivergedError
 from jaxattn.training.run import Run
@@ -154,9 +155,15 @@ def test_a_finished_run_is_resumed_to_more_steps_and_says_how_the_learning_rate_
     rates = [float(linear_schedule(9, config.learning_rate)(step)) for step in range(9)]
     assert outcome.steps == saved_config(config.out).steps == 9
     found = records_of(tmp_path)
+    assert found[0, "held_out_loss"] == outcome.before.held_out
+    samples = re.findall("<h2>step ([0-9]+)</h2>", (tmp_path / "samples.html").read_text())
+    assert samples == ["0", "5", "9"]
     assert [found[step, "learning_rate"] for step in (6, 7, 8, 9)] == pytest.approx(rates[5:])
+    after = f"like choosing among [0-9.]+ bytes equally likely at the start, among {choices(outcome.after.held_out)} at"
+    printed = capsys.readouterr().out
+    assert re.search(after, printed)
     said = "resuming from step 5, to 9 steps instead of 5: from here on the learning rate is that of a run of 9 steps"
-    assert f"{said}, {rates[5]:.2g} at step 6 and {rates[8]:.2g} at step 9\n" in capsys.readouterr().out
+    assert f"{said}, {rates[5]:.2g} at step 6 and {rates[8]:.2g} at step 9\n" in printed
     assert train(["--out", config.out, "--resume"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{tmp_path} is complete, all 9 steps are done: ")
@@ -207,15 +214,9 @@ def test_a_nan_loss_stops_the_run_and_says_where(small, tmp_path):
     assert all(map(math.isfinite, losses))
 
 
-def test_a_nan_held_out_loss_stops_the_run_before_it_is_saved(small, tmp_path):
+def test_a_nan_held_out_loss_stops_the_run_before_it_is_saved(small, tmp_path, monkeypatch):
     run = Run(dataclasses.replace(small, steps=14, out=str(tmp_path)))
-    evaluate_run, losses = run.evaluate, []
-
-    def evaluate(params):
-        losses.append(evaluate_run(params))
-        return losses[-1] if len(losses) < 3 else losses[-1]._replace(held_out=math.nan)
-
-    run.evaluate = evaluate
+    monkeypatch.setattr(run.evaluate, "held_out", lambda params: math.nan if int(run.state.step) == 14 else 1.0)
     with pytest.raises(
         DivergedError, match=r"at step 14 the held-out loss is nan.* --resume 7 resumes from the last good checkpoint"
     ):
