@@ -77,7 +77,8 @@ def measure_all(options: argparse.Namespace) -> Iterator[Row]:
 def comparisons(options: argparse.Namespace) -> Iterator[Comparison]:
     """Prepare the comparisons that were asked for, one by one."""
     if options.only == "decoding":
-        yield from map(compare_decoding, options.batch_sizes or [1])
+        for batch_size in options.batch_sizes or [1, 4]:
+            yield from compare_decoding(batch_size)
     elif options.only == "training":
         yield compare_training()
     elif options.only == "options":

@@ -2,12 +2,12 @@
 
 Groups: "attention" is attention alone, from projected heads to context vectors, beside jax.nn, Flax Linen and NNX, and,
 where installed (extras "bench" and "torch"), Equinox, tokamax and PyTorch; "stages" are whole layers, beside Flax's;
-"decoding", when asked for, is GPT-2 small beside transformers (extra "peers"), "training" are steps of a small GPT
-beside nanoGPT in PyTorch (extra "torch"), "options" is causal attention with a soft cap, sinks, ALiBi's and T5's bias
-beside plain calls and PyTorch, and "scaling" counts what a step sends, computes and stores on eight virtual
-devices, and estimates it on H100s. Candidates take turns, and the median of each one's times counts. "of matmul" is the
-rate of the operations that the mask leaves, relative to the rate of plain matrix products in the same run; the last
-column is the time relative to jaxattn's.
+"decoding", when asked for, is GPT-2 small and a Llama of 4 layers beside transformers (extra "peers"), "training" are
+steps of a small GPT beside nanoGPT in PyTorch (extra "torch"), "options" is causal attention with a soft cap, sinks,
+ALiBi's and T5's bias beside plain calls and PyTorch, and "scaling" counts what a step sends, computes and stores on
+eight virtual devices, and estimates it on H100s. Candidates take turns, and the median of each one's times counts. "of
+matmul" is the rate of the operations that the mask leaves, relative to the rate of plain matrix products in the same
+run; the last column is the time relative to jaxattn's.
 """
 
 import argparse
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     kernels = get_args(Implementation)
     add("--only", choices=GROUPS, help="one group (default: the first two)")
     add("--lengths", type=int, nargs="+", default=[128, 512, 2048], metavar="T", help="tokens (default: 128 512 2048)")
-    add("--batch-sizes", type=int, nargs="+", metavar="B", help="sequences (default: 32 up to 256 tokens, else 1)")
+    add("--batch-sizes", type=int, nargs="+", metavar="B", help="sequences (default: 32 up to 256 tokens, else 1; "
+        "of decoding 1 and 4)")  # fmt: skip
     add("--heads", type=int, default=8, metavar="H", help="number of heads (default: 8)")
     add("--head-width", type=int, default=64, metavar="D", help="width of each head (default: 64)")
     add("--masks", choices=MASKS, nargs="+", default=["causal"], help="masks for attention alone (default: causal)")
