@@ -118,6 +118,18 @@ def test_no_output_depends_on_a_later_input():
 
 
 @pytest.mark.parametrize(
+    "mask",
+    [masks.Causal() & masks.Segments(jnp.array([0, 0, 0, 1, 1, 1])), masks.SlidingWindow(2, np.array([0, 1]))],
+)
+def test_a_mask_with_arrays_can_be_a_field(mask):
+    layer = NNXMultiHeadAttention(2, 3, 4, mask=mask, rngs=nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
+    expected = AttentionLayer(2, 4, mask=mask).apply({"params": params}, X)
+    np.testing.assert_allclose(nnx.jit(lambda layer, x: layer(x))(layer, X), expected, atol=1e-6)
+    np.testing.assert_allclose(nnx.merge(*nnx.split(layer))(X), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     "stage",
     [
         SimpleSelfAttention(),

@@ -24,7 +24,7 @@ from jaxattn.layer.heads import (
     sizes,
 )
 from jaxattn.masks import Causal, Mask
-from jaxattn.nnx.base import DroppingModule, Keys, Norm, nnx_dense, nnx_storage
+from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_storage
 from jaxattn.ring import Ring
 from jaxattn.rotary import Rotary
 from jaxattn.stages import Output
@@ -88,7 +88,7 @@ class MultiHeadAttention(DroppingModule):
     ) -> None:
         self.num_heads, self.features, self.use_bias, self.num_kv_heads = num_heads, features, use_bias, num_kv_heads
         self.dropout_rate, self.deterministic = check_rate(dropout_rate), False
-        self.mask, self.rotary_base, self.rotary, self.scale = mask, rotary_base, rotary, scale
+        self.mask, self.rotary_base, self.rotary, self.scale = as_attribute(mask), rotary_base, rotary, scale
         self.normalize_heads, self.norm_epsilon = normalize_heads, norm_epsilon
         self.cache_length, self.rolling_cache = cache_length, rolling_cache
         self.dtype, self.param_dtype, self.precision = dtype, param_dtype, precision

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -54,6 +56,12 @@ class DroppingModule(nnx.Module):
         if isinstance(stream, nnx.Rngs):
             stream = stream.dropout
         return stream() if isinstance(stream, nnx.RngStream) else stream
+
+
+def as_attribute(mask: Any) -> Any:
+    """Return a mask as NNX allows it in a module: one with arrays, such as lengths, is data and not static."""
+    has_arrays = any(isinstance(leaf, Array | np.ndarray) for leaf in jax.tree.leaves(mask))
+    return nnx.data(mask) if has_arrays else mask
 
 
 def nnx_dense(layer: Any, name: str, in_features: int, features: int, use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:

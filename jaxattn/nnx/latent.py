@@ -16,7 +16,7 @@ from jaxattn.layer.forward import Face
 from jaxattn.layer.heads import check_initializers, parameter_init
 from jaxattn.layer.latent import empty_latent_cache, has_bias, latent_forward, latent_paths, latent_sizes
 from jaxattn.masks import Causal, Mask
-from jaxattn.nnx.base import DroppingModule, Keys, Norm, nnx_dense, nnx_storage
+from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_storage
 from jaxattn.rotary import Rotary
 from jaxattn.stages import Output
 
@@ -58,7 +58,7 @@ class LatentAttention(DroppingModule):
         self.latent_width, self.head_width, self.rotary_width = latent_width, head_width, rotary_width
         self.value_width, self.query_width = value_width, query_width
         self.dropout_rate, self.use_bias, self.deterministic = check_rate(dropout_rate), use_bias, False
-        self.norm_epsilon, self.scale, self.rotary, self.mask = norm_epsilon, scale, rotary, mask
+        self.norm_epsilon, self.scale, self.rotary, self.mask = norm_epsilon, scale, rotary, as_attribute(mask)
         self.cache_length, self.dtype, self.param_dtype, self.precision = cache_length, dtype, param_dtype, precision
         self.kernel_init, self.bias_init, self.implementation = kernel_init, bias_init, implementation
         self.initializers: Any = None if initializers is None else FrozenDict(initializers)
