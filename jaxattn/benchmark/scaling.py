@@ -19,8 +19,9 @@ from jaxattn.benchmark.volumes import Sizes
 from jaxattn.models.gpt import GPT, GPTConfig
 from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
+from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import make_ring, shard_batch, state_sharding
-from jaxattn.training.step import TrainState, make_optimizer, make_schedule, make_step
+from jaxattn.training.step import TrainState, make_step
 
 DEVICES = (1, 2, 4, 8)
 # Attention is counted in tiles of so many queries and keys; a tile counts if any of its entries is unmasked.
@@ -116,16 +117,19 @@ def measure_split(split: Split, problem: Problem, n: int) -> Row:
 def _compile_step(problem: Problem, sizes: tuple[tuple[str, int], ...]) -> tuple[Counts, int]:
     config = problem.config
     mesh = make_mesh(dict(sizes), problem.batch_size, config.num_heads, config.context_length)
-    schedule = make_schedule(1000, 1e-3)
+    schedule = cosine_schedule(1000, 1e-3)
+    optimizer = adamw(schedule, mesh)
 
     def init() -> TrainState:
         params = GPT(config).init(jax.random.key(0), jnp.zeros(config.context_length, jnp.int32))["params"]
-        return TrainState(params, make_optimizer(schedule).init(params), jnp.zeros((), jnp.int32))
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     shapes = jax.eval_shape(init)
     state = jax.tree.map(_described, shapes, state_sharding(mesh, shapes))
     tokens = np.zeros((problem.batch_size, problem.T + 1), np.int32)
-    step: Any = make_step(GPT(config, ring=make_ring(mesh)), schedule, jax.random.key(0), mesh, microbatches=1)
+    step: Any = make_step(
+        GPT(config, ring=make_ring(mesh)), optimizer, schedule, jax.random.key(0), mesh, microbatches=1
+    )
     compiled = step.lower(state, shard_batch(mesh, Batch(tokens))).compile()
     memory = compiled.memory_analysis()
     # The new state takes the place of the old one.

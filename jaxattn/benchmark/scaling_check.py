@@ -16,8 +16,9 @@ from jaxattn.benchmark.volumes import Sizes
 from jaxattn.models.gpt import GPT
 from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
+from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import shard_batch
-from jaxattn.training.step import choose_microbatches, init_state, make_optimizer, make_schedule, make_step
+from jaxattn.training.step import choose_microbatches, init_state, make_step
 
 PROBLEMS = (Problem(8, 128, 4, 32, 4), Problem(8, 512, 8, 32, 4), Problem(2, 2048, 8, 64, 2))
 # Square matrices of this size, and so many numbers to read and write, for each device.
@@ -54,11 +55,12 @@ def predicted_seconds(problem: Problem, n: int, rates: Rates) -> float:
 
 
 def _step(problem: Problem, n: int) -> Candidate:
-    config, schedule = problem.config, make_schedule(1000, 1e-3)
+    config, schedule = problem.config, cosine_schedule(1000, 1e-3)
     mesh = make_mesh({"data": n}, problem.batch_size, config.num_heads, config.context_length)
-    state = init_state(GPT(config), make_optimizer(schedule), jax.random.key(0), mesh)
+    optimizer = adamw(schedule, mesh)
+    state = init_state(GPT(config), optimizer, jax.random.key(0), mesh)
     parts = choose_microbatches(problem.batch_size, problem.T, mesh)
-    step = make_step(GPT(config), schedule, jax.random.key(1), mesh, parts)
+    step = make_step(GPT(config), optimizer, schedule, jax.random.key(1), mesh, parts)
     tokens = np.random.default_rng(0).integers(0, 256, (problem.batch_size, problem.T + 1), np.int32)
     batch = shard_batch(mesh, Batch(tokens))
 

@@ -114,5 +114,3 @@ def make_step(
         return jax.lax.with_sharding_constraint(new, state_sharding(mesh, new, shard_parameters)), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-

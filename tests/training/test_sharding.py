@@ -12,15 +12,16 @@ from programs import measured
 from jaxattn import GPT, GPTConfig
 from jaxattn.training.batches import Batch, fill_up
 from jaxattn.training.devices import choose_data_size
+from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import state_sharding
-from jaxattn.training.step import TrainState, make_optimizer, make_schedule, token_weights
+from jaxattn.training.step import TrainState, token_weights
 
 CONFIG = GPTConfig(256, 32, 2, 2, 32)
 
 
 def described(config=CONFIG):
     """The shapes of a training state."""
-    optimizer = make_optimizer(make_schedule(10, 1e-2))
+    optimizer = adamw(cosine_schedule(10, 1e-2), None)
 
     def init(key):
         params = GPT(config).init(key, jnp.zeros(config.context_length, jnp.int32))["params"]
@@ -92,9 +93,10 @@ def test_sharded_parameters_give_the_losses_of_one_device_on_every_mesh():
         from jaxattn.training.batches import Batch
         from jaxattn.training.devices import make_mesh
         from jaxattn.training.sharding import bytes_per_device, make_ring, shard_batch
-        from jaxattn.training.step import init_state, make_optimizer, make_schedule, make_step
+        from jaxattn.training.optimizer import adamw, cosine_schedule
+        from jaxattn.training.step import init_state, make_step
 
-        config, schedule = GPTConfig(256, 16, 1, 2, 32), make_schedule(10, 1e-2)
+        config, schedule = GPTConfig(256, 16, 1, 2, 32), cosine_schedule(10, 1e-2)
         tokens = Batch(np.random.default_rng(0).integers(0, 256, (8, 17)).astype(np.int32))
         results = []
         for axes, shard, microbatches in (
@@ -105,8 +107,9 @@ def test_sharded_parameters_give_the_losses_of_one_device_on_every_mesh():
         ):
             mesh = make_mesh(axes, 8, 2, 16)
             model = GPT(config, ring=make_ring(mesh))
-            state = init_state(model, make_optimizer(schedule), jax.random.key(0), mesh, shard)
-            step = make_step(model, schedule, jax.random.key(1), mesh, microbatches, shard)
+            optimizer = adamw(schedule, mesh)
+            state = init_state(model, optimizer, jax.random.key(0), mesh, shard)
+            step = make_step(model, optimizer, schedule, jax.random.key(1), mesh, microbatches, shard)
             batch, before, losses = shard_batch(mesh, tokens), bytes_per_device(state), []
             for _ in range(4):
                 state, metrics = step(state, batch)
