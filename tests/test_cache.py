@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import draw
+from flax import nnx
 
 from jaxattn import AttentionLayer, check_room, masks, reorder_cache
+from jaxattn.nnx import MultiHeadAttention
 
 
 def test_prompts_of_different_lengths_go_on_where_each_ended():
@@ -134,19 +136,44 @@ def test_a_rolling_cache_takes_the_memory_of_the_window_and_never_fills():
 
 
 @pytest.mark.parametrize(
-    ("options", "call", "words"),
+    ("options", "words"),
     [
-        ({"mask": masks.Causal()}, {}, r"write mask=SlidingWindow\(size\)"),
-        ({"cache_length": 9}, {}, "leave cache_length out"),
-        ({}, {"mask": masks.Lengths(jnp.array([1, 2]))}, "drops old ones"),
+        ({"mask": None}, r"mask is None, which may need others: write mask=SlidingWindow\(size\)"),
+        ({"mask": masks.Causal()}, r"mask is Causal\(offset=0\)"),
+        ({"mask": masks.Causal(-1)}, r"mask is Causal\(offset=-1\)"),
+        ({"mask": masks.SlidingWindow(3, right=2)}, r"right=2\), which attends to later .*mask=SlidingWindow\(3\)"),
+        ({"mask": masks.SlidingWindow(3, offset=1)}, "offset=1"),
+        ({"mask": masks.SlidingWindow(3, jnp.zeros(2, int))}, r"mask is SlidingWindow\(size=3, offset=Array"),
+        ({"mask": masks.Chunked(3)}, r"mask is Chunked\(size=3"),
+        ({"mask": masks.Causal() & masks.Chunked(3)}, "mask is And"),
+        ({"mask": masks.Prefix(2)}, "mask is Prefix"),
+        ({"mask": masks.SlidingWindow(3) | masks.Prefix(2)}, r"mask is Or\(first=SlidingWindow\(size=3"),
+        ({"mask": masks.SlidingWindow(3) & masks.Lengths(2)}, "mask is And"),
+        ({"mask": jnp.ones((5, 5), bool)}, "mask is "),
+        ({"cache_length": 9}, "cache_length=9 says otherwise: leave cache_length out"),
     ],
-)
-def test_what_a_rolling_cache_cannot_hold_is_named(options, call, words):
+)  # fmt: skip
+def test_masks_that_a_rolling_cache_cannot_serve_are_named_at_every_call(options, words):
     (x,) = draw(0, (2, 5, 4))
-    layer = AttentionLayer(2, 8, **({"mask": masks.SlidingWindow(3), "rolling_cache": True} | options))
-    variables = AttentionLayer(2, 8).init(jax.random.key(0), x)
+    options = {"mask": masks.SlidingWindow(3), "rolling_cache": True} | options
+    layer, variables = AttentionLayer(2, 8, **options), AttentionLayer(2, 8).init(jax.random.key(0), x)
+    for call in ({}, {"decode": True, "mutable": ["cache"]}):
+        with pytest.raises(ValueError, match=words):
+            layer.apply(variables, x, **call)
     with pytest.raises(ValueError, match=words):
-        layer.apply(variables, x, decode=True, mutable=["cache"], **call)
+        MultiHeadAttention(2, 4, 8, **options, rngs=nnx.Rngs(0))
+
+
+def test_a_mask_of_the_call_is_named_where_a_rolling_cache_drops_keys():
+    (x,) = draw(0, (2, 5, 4))
+    options = {"mask": masks.SlidingWindow(3), "rolling_cache": True}
+    layer, theirs = AttentionLayer(2, 8, **options), MultiHeadAttention(2, 4, 8, **options, rngs=nnx.Rngs(0))
+    variables = layer.init(jax.random.key(0), x)
+    for mask in (masks.Lengths(jnp.array([1, 2])), masks.Prefix(2), jnp.ones((5, 5), bool)):
+        for run in (functools.partial(layer.apply, variables, mutable=["cache"]), theirs):
+            with pytest.raises(ValueError, match="drops old ones: write cache_length="):
+                run(x, decode=True, mask=mask)
+            run(x, mask=mask)
 
 
 def test_a_kept_context_gives_the_numbers_of_the_context_without_it():

@@ -262,6 +262,7 @@ def test_rotary_scores_depend_on_distances_alone():
         ({"cache_length": 9}, {"decode": True}, "mutable"),
         ({"cache_length": 3}, {"decode": True, "mutable": ["cache"]}, "x has 5 tokens.*cache_length=3"),
         ({}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
+        ({"mask": masks.Prefix(2) | masks.Chunked(3)}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
         ({"mask": None, "cache_length": 9}, {"context": jnp.ones((2, 3, 4)), "decode": True}, "exclude each other"),
         ({"rotary_base": 10.0}, {"positions": jnp.arange(4)}, r"positions has shape \(4,\)"),
         ({"features": 6, "rotary_base": 10.0}, {}, "the width 3 is odd"),

@@ -7,7 +7,7 @@ from jax import Array
 
 from jaxattn.checks import as_tokens, known
 from jaxattn.layer.heads import rotary_of
-from jaxattn.masks import Causal, SlidingWindow
+from jaxattn.masks import And, Causal, Chunked, Or, SlidingWindow
 
 
 class Call(NamedTuple):
@@ -33,6 +33,8 @@ def checked(layer: Any, x: Any, call: Call) -> tuple[Array, Call]:
             "positions are used by rotary_base alone: write rotary_base=10_000.0 or rotary=Rotary(...) in the layer"
         )
     is_cross = call.context is not None or call.keep_context
+    if getattr(layer, "rolling_cache", False):
+        check_rolling(layer)
     if call.decode:
         _check_decode(layer, call, is_cross)
     if is_cross:
@@ -48,7 +50,7 @@ def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
             "keep_context=True to compute its keys once"
         )
     if getattr(layer, "rolling_cache", False):
-        check_rolling(layer, call.mask)
+        _check_mask_of_rolling(call.mask)
     elif layer.cache_length is None:
         raise ValueError(
             "decode=True needs cache_length=... in the layer, the largest number of tokens in the cache, or "
@@ -56,20 +58,28 @@ def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
         )
 
 
-def check_rolling(layer: Any, mask_of_call: Any) -> None:
+def check_rolling(layer: Any) -> None:
     """Check that a window says what a rolling cache holds."""
     mask = layer.mask
     if not isinstance(mask, SlidingWindow) or not isinstance(mask.offset, int) or mask.offset:
         raise ValueError(
-            f"rolling_cache=True holds the tokens of a window, but mask is {mask}: write mask=SlidingWindow(size), or "
-            "cache_length=... in place of rolling_cache"
+            f"rolling_cache=True holds the tokens of a window alone, but mask is {mask}, which may need others: write "
+            "mask=SlidingWindow(size), or cache_length=... in place of rolling_cache"
+        )
+    if mask.right:
+        raise ValueError(
+            f"rolling_cache=True holds earlier tokens, but mask is {mask}, which attends to later ones too: write "
+            f"mask=SlidingWindow({mask.size})"
         )
     if layer.cache_length is not None:
         raise ValueError(
             f"rolling_cache=True holds the window of {mask.size} tokens, and cache_length={layer.cache_length} says "
             "otherwise: leave cache_length out"
         )
-    if mask_of_call is not None:
+
+
+def _check_mask_of_rolling(mask: Any) -> None:
+    if mask is not None:
         raise ValueError(
             "mask names keys by their position, and rolling_cache=True drops old ones: write cache_length=... in place "
             "of rolling_cache, or lengths=... for padding"
@@ -77,12 +87,18 @@ def check_rolling(layer: Any, mask_of_call: Any) -> None:
 
 
 def _check_cross(layer: Any) -> None:
-    by_position = isinstance(layer.mask, Causal | SlidingWindow) or layer.position_bias is not None
-    if by_position or rotary_of(layer) is not None:
+    if _is_by_position(layer.mask) or layer.position_bias is not None or rotary_of(layer) is not None:
         raise ValueError(
             "context is another sequence, in which the positions of x mean nothing: write mask=None, rotary_base=None "
             "and position_bias=None in the layer for cross-attention"
         )
+
+
+def _is_by_position(mask: Any) -> bool:
+    """Return whether a mask compares the positions of queries and keys."""
+    if isinstance(mask, And | Or):
+        return _is_by_position(mask.first) or _is_by_position(mask.second)
+    return isinstance(mask, Causal | SlidingWindow | Chunked)
 
 
 def check_ring(call: Call, collects_steps: bool) -> None:

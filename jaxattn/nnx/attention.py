@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from jaxattn.checks import check_rate
 from jaxattn.kernels.call import Implementation
-from jaxattn.layer.call import Call
+from jaxattn.layer.call import Call, check_rolling
 from jaxattn.layer.decoding import empty_cache
 from jaxattn.layer.forward import Face, forward
 from jaxattn.layer.heads import (
@@ -97,6 +97,8 @@ class MultiHeadAttention(DroppingModule):
         self.implementation, self.ring = implementation, ring
         self.head_width, self.out_features, self.use_out_bias = head_width, out_features, use_out_bias
         self.soft_cap, self.use_sinks, self.position_bias = soft_cap, use_sinks, position_bias
+        if rolling_cache:
+            check_rolling(self)
         self.in_features = in_features
         self._make_parameters(in_features if context_features is None else context_features, rngs)
         self.dropout = rngs.dropout.fork() if self.dropout_rate > 0 else None
