@@ -55,6 +55,7 @@ def test_the_command_trains_as_the_script_does(tmp_path):
     sizes = ["--layers", "1", "--heads", "1", "--width", "4", "--context-length", "8", "--batch-size", "2"]
     program = "import sys; from jaxattn.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "train", "--text", tmp_path / "text", *sizes, "--steps", "1"]
+    command += ["--learning-rate", "1e-4"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 1, finished.stderr
     assert finished.stdout.splitlines()[-1].startswith("The model did not learn")
