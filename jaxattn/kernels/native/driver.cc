@@ -243,6 +243,12 @@ bool run_all(jaxattn::Pool& pool, Call& call) {
   return enough && (!call.p.bias.data || run_bias(pool, call.p));
 }
 
+#ifdef __SANITIZE_THREAD__
+constexpr unsigned kStride = 5;  // ThreadSanitizer is slow, and cases differ little in what threads share
+#else
+constexpr unsigned kStride = 1;
+#endif
+
 int check() {
   ThreadPool pool(3);
   int failed = 0, passed = 0;
@@ -254,7 +260,8 @@ int check() {
     for (MaskKind kind : {MaskKind::kCausal, MaskKind::kWindow, MaskKind::kLengths, MaskKind::kSegments, MaskKind::kChunked})
       for (int options = 0; options < 16; ++options) {
         if ((options & 8) && !(options & 1)) continue;
-        Call call(n, kind, options, ++seed);
+        if (++seed % kStride) continue;
+        Call call(n, kind, options, seed);
         bool enough = run_all(pool, call);
         double error = call.error();
         bool ok = enough && error < (options & 8 ? 1e-3 : 2e-4);  // diagonals add up many numbers
