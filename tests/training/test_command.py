@@ -85,7 +85,6 @@ def test_help_shows_the_defaults_that_hold(capsys, saved):
         (["--dtype", "int8"], "--dtype is 'int8', but must be float32 or bfloat16"),
         (["--mesh", "rows=2"], "'rows=2' is not understood"),
         (["--mesh", "data=0"], "'data=0' is not understood"),
-        (["--mesh", "seq=2", "--dropout", 0.1], "--mesh seq="),
         (["--tensorboard"], "--out DIR"),
         (["--task", "chess"], "--task is 'chess', but must be text or pronouns"),
         (["--vocab-size", 300], "--vocab-size 300 is only for --tokenizer bpe"),
