@@ -90,7 +90,7 @@ for n in (2, 4):
 
 def tiles_of(layout, mask, T, S, tile=64):
     """Return how many tiles hold unmasked entries on each device, over all steps of the ring."""
-    Cq, Ck = T // layout.count, S // layout.count
+    Cq, Ck = T // layout.total, S // layout.total
     expanded, counts = mask.expanded(T, S), np.zeros(layout.devices, int)
     queries = jnp.arange(Cq).reshape(Cq // tile, tile, 1, 1)
     keys = jnp.arange(Ck).reshape(1, 1, Ck // tile, tile)

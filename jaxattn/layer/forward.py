@@ -93,7 +93,9 @@ def _attend(
         "precision": layer.precision,
     }
     if layer.ring is not None:
-        return ring_attention(*heads, mask, **layer.ring._asdict(), **options), None
+        ring: dict[str, Any] = {**layer.ring._asdict(), **options}
+        query, key, value = heads
+        return ring_attention(query, key, value, mask, **ring), None
     options["implementation"] = layer.implementation
     if face.sow_steps is not None:
         face.sow_steps(*heads, mask, **options)

@@ -119,7 +119,7 @@ def ring_attention(
     (*batch, T, _, _), S = plain.query.shape, plain.key.shape[-3]
     mask = combine(mask, segments(segment_ids, key_segment_ids, (*batch, T), (*batch, S)))
     call = checked_call(query, key, value, mask, **options)
-    axes = {"axis": axis, "batch_axis": batch_axis, "head_axis": head_axis}
+    axes: dict[str, Any] = {"axis": axis, "batch_axis": batch_axis, "head_axis": head_axis}
     check_mesh(call, mesh, strategy, order, axes)
     if 0 in (*call.query.shape, *call.value.shape):
         results = transforms.attend(call)

@@ -64,7 +64,7 @@ def _check_choice(name: str, choice: Any, allowed: tuple[str, ...]) -> None:
 
 def _check_axes(mesh: Mesh, axes: dict[str, str | None]) -> None:
     """Check that each axis is one of the mesh, and used once."""
-    used: dict[str, str] = {}
+    used: dict[Any, str] = {}
     for argument, name in axes.items():
         if name is None and argument != "axis":
             continue

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxattn.kernels.call import AttentionCall, Gradients
-from jaxattn.kernels.softmax import sinks_gradient, with_sinks
+from jaxattn.kernels.call import AttentionCall
+from jaxattn.kernels.softmax import with_sinks
 from jaxattn.ring.order import zigzag_order
-from jaxattn.ring.parts import LocalSums, Shards, Travellers, first_queries, part, travellers_of
-from jaxattn.ring.passing import as_gradient, backward, forward, lse_gradient
+from jaxattn.ring.parts import LocalSums, Shards, Travellers, part, travellers_of
+from jaxattn.ring.passing import Rows, forward
 from jaxattn.ring.sending import gather
 
 
@@ -33,7 +33,7 @@ def _forward(shards: Shards, call: AttentionCall) -> tuple[tuple[Array, Array], 
 
 def _whole(shards: Shards, call: AttentionCall) -> AttentionCall:
     """Return the part with all keys."""
-    own = travellers_of(shards, call)
+    own = travellers_of(shards, call)  # one chunk, in the order of the caller
 
     def gathered(array: Array, axis: int, is_natural: bool = shards.is_natural) -> Array:
         axis = axis % array.ndim
@@ -46,7 +46,7 @@ def _whole(shards: Shards, call: AttentionCall) -> AttentionCall:
         tuple(gathered(array, -1) for array in own.mask),
         None if own.column_bits is None else gathered(own.column_bits, -1, True),  # drawn by position
     )
-    return part(shards, call, keys, *_begin(shards))
+    return part(shards, call, jax.tree.map(lambda array: array[0], keys), *_begin(shards))
 
 
 def _order(shards: Shards) -> np.ndarray:
@@ -55,26 +55,22 @@ def _order(shards: Shards) -> np.ndarray:
 
 def _begin(shards: Shards) -> tuple[Array, int, int]:
     """Return where queries and keys begin."""
-    return first_queries(shards, lax.axis_index(shards.axis)), 0, 0
+    return shards.first_queries(lax.axis_index(shards.axis)), 0, 0
 
 
 def _backward(shards: Shards, residuals: Any, of_results: tuple[Array, Array]) -> tuple[AttentionCall]:
-    call, context, lse = residuals
-    gradient, of_lse = of_results
-    of_lse = lse_gradient(call, lse, of_lse)
-    whole = _whole(shards, call)
-    gradients = backward(whole, context, lse, gradient, of_lse)
+    rows = Rows.of(residuals, of_results)
+    whole = _whole(shards, rows.call)
+    gradients = rows.gradients(whole)
+    sums = LocalSums.zeros(rows.call).add(shards, whole, gradients, *_begin(shards))
+    return rows.in_all(sums, (_own(shards, gradients.key), _own(shards, gradients.value)))
 
-    def own(array: Array) -> Array:
-        """(chunks, B, S, K, D) -> (1, B, S / n, K, D), summed over devices."""
-        array, axis = array.sum(0, keepdims=True), array.ndim - 3
-        array = array if shards.is_natural else jnp.take(array, _order(shards), axis)
-        return lax.psum_scatter(array, shards.axis, scatter_dimension=axis, tiled=True)
 
-    sums = LocalSums.zeros(call).add(shards, whole, gradients, *_begin(shards))
-    of_sinks = sinks_gradient(call, context, lse, gradient, of_lse)
-    of_keys = own(gradients.key), own(gradients.value)
-    return (as_gradient(call, Gradients(sums.query, *of_keys, sums.bias, sums.diagonals, of_sinks)),)
+def _own(shards: Shards, gradient: Array) -> Array:
+    """(chunks, B, S, K, D) -> (1, B, S / n, K, D), summed over devices."""
+    gradient, axis = gradient.sum(0, keepdims=True), gradient.ndim - 3
+    gradient = gradient if shards.is_natural else jnp.take(gradient, _order(shards), axis)
+    return lax.psum_scatter(gradient, shards.axis, scatter_dimension=axis, tiled=True)
 
 
 attend.defvjp(_forward, _backward)

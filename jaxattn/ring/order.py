@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     chunks: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many chunks there are on all devices."""
         return self.devices * self.chunks
 
@@ -60,7 +60,7 @@ def zigzag_order(tokens: int, devices: int) -> np.ndarray:
 def choose_layout(mask: masks.Mask | None, T: int, S: int, devices: int) -> Layout:
     """Choose the order in which the busiest device has least work; natural order if that is balanced."""
     natural, zigzag = Layout(devices, 1), Layout(devices, 2)
-    if T % zigzag.count or S % zigzag.count:
+    if T % zigzag.total or S % zigzag.total:
         return natural
     work = _scores_of_queries(_likely_band(mask), T, S)
     most = {layout: _work(layout, work).max() for layout in (natural, zigzag)}
@@ -70,7 +70,7 @@ def choose_layout(mask: masks.Mask | None, T: int, S: int, devices: int) -> Layo
 
 def _work(layout: Layout, work: np.ndarray) -> np.ndarray:
     """Return the work of each device, from the work of each query."""
-    of_chunks = work.reshape(layout.count, -1).sum(-1)
+    of_chunks = work.reshape(layout.total, -1).sum(-1)
     return np.array([of_chunks[layout.chunks_of(device)].sum() for device in range(layout.devices)])
 
 
@@ -114,7 +114,7 @@ class Hops(NamedTuple):
 
 def plan_hops(layout: Layout, band: Band, T: int, S: int) -> Hops:
     """Return the fewest hops after which every device has had all keys within its band."""
-    n, Cq, Ck = layout.devices, T // layout.count, S // layout.count
+    n, Cq, Ck = layout.devices, T // layout.total, S // layout.total
     first_query, first_key = (np.array([layout.chunks_of(device) for device in range(n)]) * C for C in (Cq, Ck))
     # (queries' device, its chunk, keys' device, its chunk)
     nearest = first_key[None, None] - (first_query[:, :, None, None] + Cq - 1)
@@ -148,10 +148,10 @@ def restore(chunks: Array, layout: Layout, mesh_axis: str, axis: int, is_natural
     """Undo `arrange`; `axis` is that of the tokens in the result."""
     if layout.chunks == 1:
         return chunks[0]
-    halves = tuple(chunks)
-    if is_natural:
-        arrived = _swapped_on_odd(*halves, mesh_axis)
-        halves = tuple(_sent(half, layout, mesh_axis, parity, home=True) for parity, half in enumerate(arrived))
+    if not is_natural:
+        return jnp.concatenate([chunks[0], chunks[1]], axis)
+    arrived = _swapped_on_odd(chunks[0], chunks[1], mesh_axis)
+    halves = [_sent(half, layout, mesh_axis, parity, home=True) for parity, half in enumerate(arrived)]
     return jnp.concatenate(halves, axis)
 
 

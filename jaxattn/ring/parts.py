@@ -48,10 +48,20 @@ class Shards(NamedTuple):
     is_natural: bool  # the order of the caller's arrays
     mask: tuple[Tokens, ...]  # of each array in the mask
 
-    def column(self, device: Any, slot: int) -> Any:
-        """Return where a device's chunk of keys begins in arrays that hold all keys, in the order of the caller."""
-        n, layout = self.S // self.key_layout.count, self.key_layout
-        return (layout.chunks_of(device)[slot] if self.is_natural else device * layout.chunks + slot) * n
+    def first_keys(self, device: Any) -> tuple[Array, Array]:
+        """Return where each of a device's chunks of keys begins, (chunks,): its position, and its column.
+
+        The column is the place in arrays that hold all keys in the order of the caller.
+        """
+        chunks = jnp.stack([jnp.asarray(chunk, jnp.int32) for chunk in self.key_layout.chunks_of(device)])
+        stored = device * self.key_layout.chunks + jnp.arange(self.key_layout.chunks, dtype=jnp.int32)
+        length = self.S // self.key_layout.total
+        return chunks * length, (chunks if self.is_natural else stored) * length
+
+    def first_queries(self, device: Any) -> Array:
+        """Return the position of the first query of each of a device's chunks, (chunks,)."""
+        chunks = jnp.stack([jnp.asarray(chunk, jnp.int32) for chunk in self.layout.chunks_of(device)])
+        return chunks * (self.T // self.layout.total)
 
 
 class Travellers(NamedTuple):
@@ -61,10 +71,6 @@ class Travellers(NamedTuple):
     value: Array  # (chunks, B, S, K, D_v)
     mask: tuple[Array, ...]  # (chunks, B, H, 1, S)
     column_bits: Array | None  # (chunks, B, H, 1, S)
-
-    def chunk(self, slot: int) -> "Travellers":
-        """Return one chunk, which all chunks of queries share."""
-        return jax.tree.map(lambda array: array[slot][None], self)
 
 
 def arranged(shards: Shards, call: AttentionCall) -> AttentionCall:
@@ -105,21 +111,15 @@ def travellers_of(shards: Shards, call: AttentionCall) -> Travellers:
     return Travellers(call.key, call.value, tuple(leaf for leaf, tokens in leaves if tokens.travel), call.column_bits)
 
 
-def first_queries(shards: Shards, device: Any) -> Array:
-    """Return the position of the first query of each of a device's chunks, (chunks,)."""
-    return jnp.stack([jnp.asarray(chunk, jnp.int32) for chunk in shards.layout.chunks_of(device)]) * (
-        shards.T // shards.layout.count
-    )
-
-
 def part(
     shards: Shards, call: AttentionCall, keys: Travellers, first_query: Array, first_key: Any, column: Any
 ) -> AttentionCall:
     """Return the call of a device's queries and one chunk of keys.
 
-    `first_query` `(chunks,)` and `first_key` are positions; `column` is where these keys begin in arrays that hold all
-    of them.
+    `keys` has no axis of chunks. `first_query` `(chunks,)` and `first_key` are positions; `column` is where these keys
+    begin in arrays that hold all of them.
     """
+    keys = jax.tree.map(lambda array: array[None], keys)  # all chunks of queries share them
     S = keys.key.shape[-3]
 
     def columns(array: Array | None) -> Array | None:
@@ -195,9 +195,11 @@ class LocalSums(NamedTuple):
     @classmethod
     def zeros(cls, call: AttentionCall) -> "LocalSums":
         """Return the gradients before any part."""
-        return cls(
-            *(x if x is None else jnp.zeros(x.shape, call.wide) for x in (call.query, call.bias, call.diagonals))
+        query, bias, diagonals = (
+            jax.tree.map(lambda array: jnp.zeros(array.shape, call.wide), array)
+            for array in (call.query, call.bias, call.diagonals)
         )
+        return cls(query, bias, diagonals)
 
     def add(
         self, shards: Shards, part: AttentionCall, gradients: Gradients, first_query: Array, first_key: Any, column: Any

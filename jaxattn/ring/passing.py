@@ -10,8 +10,7 @@ work on each device (`order.py`; Zhu 2024, "ring-flash-attention").
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from jax import Array, lax
 from jaxattn.kernels import transforms
 from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.kernels.softmax import LogSumExp, join, sinks_gradient, with_sinks
-from jaxattn.ring.parts import LocalSums, Shards, Travellers, first_queries, part, travellers_of
+from jaxattn.ring.parts import LocalSums, Shards, Travellers, part, travellers_of
 from jaxattn.ring.sending import permute
 
 # Parts of one shape are traced once.
@@ -68,93 +67,96 @@ def _travel(
 
 
 def _attend_to(shards: Shards, call: AttentionCall, state: Any, travellers: Travellers, device: Any) -> Any:
-    """Add the keys of one device to the sums."""
-    context, lse = state
-    for chunk, _ in _parts(shards, call, travellers, device):
+    """Add the keys of one device to the sums, chunk by chunk."""
+    first_query = shards.first_queries(lax.axis_index(shards.axis))
+
+    def add(state: Any, keys: Any) -> Any:
+        context, lse = state
+        chunk = part(shards, call, keys[0], first_query, *keys[1:])
         of_chunk, lse_of_chunk = forward(chunk)
         lse, *shares = join(chunk, lse, lse_of_chunk)
         old, new = (jnp.swapaxes(share, -2, -1)[..., None] for share in shares)  # (..., H, T) -> (..., T, H, 1)
-        context = context * old + of_chunk * new
-    return context, lse
+        return (context * old + of_chunk * new, lse), None
+
+    return lax.scan(add, state, (travellers, *shards.first_keys(device)))[0]
 
 
-def _parts(shards: Shards, call: AttentionCall, travellers: Travellers, device: Any) -> Any:
-    """Yield the parts with the keys of one device, and where the queries and keys of each begin."""
-    first_query = first_queries(shards, lax.axis_index(shards.axis))
-    keys = shards.S // shards.key_layout.count
-    for slot, chunk in enumerate(shards.key_layout.chunks_of(device)):
-        begin = first_query, chunk * keys, shards.column(device, slot)
-        yield part(shards, call, travellers.chunk(slot), *begin), begin
+class Rows(NamedTuple):
+    """What the backward pass needs of the queries: the call, its results, and their gradients."""
+
+    call: AttentionCall
+    context: Array
+    lse: LogSumExp
+    gradient: Array
+    of_lse: Array | None
+
+    @classmethod
+    def of(cls, residuals: Any, of_results: tuple[Array, Array]) -> "Rows":
+        """Gather them, without a gradient of the logsumexp if the call does not return it."""
+        (call, context, lse), (gradient, of_lse) = residuals, of_results
+        # Queries that may attend to nothing have a logsumexp of -inf, and whatever its gradient, it moves nothing.
+        of_lse = jnp.where(lse.log_total >= float(jnp.finfo(call.wide).max), 0, of_lse)
+        return cls(call, context, lse, gradient, of_lse if call.return_lse else None)
+
+    def gradients(self, part: AttentionCall) -> Gradients:
+        """Return the gradients of a part of the call."""
+        return backward(part, self.context, self.lse, self.gradient, self.of_lse)
+
+    def in_all(self, sums: LocalSums, of_keys: tuple[Array, Array]) -> tuple[AttentionCall]:
+        """Return all gradients of the call, in the types of its arrays."""
+        call = self.call
+        of_sinks = sinks_gradient(call, self.context, self.lse, self.gradient, self.of_lse)
+        gradients = Gradients(sums.query, *of_keys, sums.bias, sums.diagonals, of_sinks)._asdict()
+        typed: dict[str, Any] = {
+            name: None if gradient is None else gradient.astype(getattr(call, name).dtype)
+            for name, gradient in gradients.items()
+        }
+        return (dataclasses.replace(call, **typed, mask=None, row_bits=None, column_bits=None),)
 
 
 def _backward(shards: Shards, residuals: Any, of_results: tuple[Array, Array]) -> tuple[AttentionCall]:
-    call, context, lse = residuals
-    gradient, of_lse = of_results
-    of_lse = lse_gradient(call, lse, of_lse)
-
-    def add(sums: LocalSums, travellers: Travellers, device: Any) -> tuple[LocalSums, tuple[Array, Array]]:
-        """Add what stays here, and return the gradients of keys and values that came from one device."""
-        of_keys = []
-        for chunk, begin in _parts(shards, call, travellers, device):
-            gradients = backward(chunk, context, lse, gradient, of_lse)
-            sums = sums.add(shards, chunk, gradients, *begin)
-            of_keys.append((gradients.key.sum(0), gradients.value.sum(0)))
-        of_key, of_value = (jnp.stack(arrays) for arrays in zip(*of_keys, strict=True))
-        return sums, (of_key, of_value)
-
-    travellers = travellers_of(shards, call)
-    sums, of_keys = add(LocalSums.zeros(call), travellers, source(shards, 0))
+    rows = Rows.of(residuals, of_results)
+    travellers = travellers_of(shards, rows.call)
+    sums, of_keys = _add_gradients(shards, rows, LocalSums.zeros(rows.call), travellers, source(shards, 0))
     for direction, last in ((1, shards.hops.up), (-1, shards.hops.down)):
         if last:
-            sums, came_home = _gradients_of_others(shards, add, sums, travellers, direction, last)
+            sums, came_home = _gradients_of_others(shards, rows, sums, travellers, direction, last)
             of_keys = jax.tree.map(jnp.add, of_keys, came_home)
-    of_sinks = sinks_gradient(call, context, lse, gradient, of_lse)
-    gradients = Gradients(sums.query, *of_keys, sums.bias, sums.diagonals, of_sinks)
-    return (as_gradient(call, gradients),)
+    return rows.in_all(sums, of_keys)
+
+
+def _add_gradients(shards: Shards, rows: Rows, sums: LocalSums, travellers: Travellers, device: Any) -> Any:
+    """Add what stays here, and return the gradients `(chunks, ...)` of keys and values that came from one device."""
+    first_query = shards.first_queries(lax.axis_index(shards.axis))
+
+    def add(sums: LocalSums, keys: Any) -> tuple[LocalSums, tuple[Array, Array]]:
+        chunk = part(shards, rows.call, keys[0], first_query, *keys[1:])
+        gradients = rows.gradients(chunk)
+        sums = sums.add(shards, chunk, gradients, first_query, *keys[1:])
+        return sums, (gradients.key.sum(0), gradients.value.sum(0))
+
+    return lax.scan(add, sums, (travellers, *shards.first_keys(device)))
 
 
 def _gradients_of_others(
-    shards: Shards,
-    add: Callable[..., Any],
-    sums: LocalSums,
-    travellers: Travellers,
-    direction: int,
-    last: int,
+    shards: Shards, rows: Rows, sums: LocalSums, travellers: Travellers, direction: int, last: int
 ) -> tuple[LocalSums, Any]:
     """Let keys travel on to `last` devices, and return the gradients that came home to this device's own."""
 
     def step(carry: Any, distance: Array) -> Any:
         travellers, sums, of_keys = carry
         travellers, of_keys = passed_on(shards, travellers, direction), passed_around(shards, of_keys, direction)
-        sums, more = add(sums, travellers, source(shards, direction * distance))
+        sums, more = _add_gradients(shards, rows, sums, travellers, source(shards, direction * distance))
         return (travellers, sums, jax.tree.map(jnp.add, of_keys, more)), None
 
     travellers = passed_on(shards, travellers, direction)
-    sums, of_keys = add(sums, travellers, source(shards, direction))
+    sums, of_keys = _add_gradients(shards, rows, sums, travellers, source(shards, direction))
     if last > 1:
         (_, sums, of_keys), _ = lax.scan(step, (travellers, sums, of_keys), jnp.arange(2, last + 1, dtype=jnp.int32))
     return sums, passed_around(shards, of_keys, -direction * last)
 
 
 attend.defvjp(_forward, _backward)
-
-
-def lse_gradient(call: AttentionCall, lse: LogSumExp, gradient: Array) -> Array | None:
-    """Return the gradient of the logsumexp, if the call returns it."""
-    if not call.return_lse:
-        return None
-    # Queries that may attend to nothing have a logsumexp of -inf, and whatever its gradient, it moves nothing.
-    return jnp.where(lse.log_total >= float(jnp.finfo(call.wide).max), 0, gradient)
-
-
-def as_gradient(call: AttentionCall, gradients: Gradients) -> AttentionCall:
-    """Return gradients in the types of a call's arrays, and none for the others."""
-    arrays = {name: getattr(call, name) for name in gradients._fields}
-    typed = {
-        name: None if array is None else gradient.astype(array.dtype)
-        for (name, array), gradient in zip(arrays.items(), gradients, strict=True)
-    }
-    return dataclasses.replace(call, **typed, mask=None, row_bits=None, column_bits=None)
 
 
 def source(shards: Shards, distance: Any) -> Any:
