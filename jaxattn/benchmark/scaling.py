@@ -16,7 +16,9 @@ from jaxattn.benchmark import volumes
 from jaxattn.benchmark.hlo import Counts, count
 from jaxattn.benchmark.measure import Row
 from jaxattn.benchmark.volumes import Sizes
+from jaxattn.masks import Causal
 from jaxattn.models.gpt import GPT, GPTConfig
+from jaxattn.ring.order import choose_layout
 from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
 from jaxattn.training.optimizer import adamw, cosine_schedule
@@ -53,10 +55,15 @@ class Split(NamedTuple):
     axis: str
     grows: str
     bytes_on_paper: Callable[[Problem, Sizes, int], float]
+    shard_parameters: bool = False
 
 
 def _of_data(problem: Problem, sizes: Sizes, n: int) -> float:
     return volumes.data_bytes(sizes.parameters, n, 4)
+
+
+def _of_parameters(problem: Problem, sizes: Sizes, n: int) -> float:
+    return volumes.shard_bytes(sizes.parameters, n, 4, gathers=1)
 
 
 def _of_model(problem: Problem, sizes: Sizes, n: int) -> float:
@@ -70,12 +77,18 @@ def _of_context(problem: Problem, sizes: Sizes, n: int) -> float:
 
 SPLITS = {
     "data": Split("data", "batch_size", _of_data),
+    "data, parameters": Split("data", "batch_size", _of_parameters, shard_parameters=True),
     "model": Split("model", "heads", _of_model),
     "context": Split("seq", "T", _of_context),
 }
 STRONG = Problem()
 # The weak problem of one device; eight devices have the strong one.
-WEAK = {"data": Problem(batch_size=1), "model": Problem(heads=1), "context": Problem(T=256)}
+WEAK = {
+    "data": Problem(batch_size=1),
+    "data, parameters": Problem(batch_size=1),
+    "model": Problem(heads=1),
+    "context": Problem(T=256),
+}
 
 
 def use_virtual_devices() -> None:
@@ -98,7 +111,7 @@ def scaling_rows(scaling: str) -> Iterator[Row]:
 
 def measure_split(split: Split, problem: Problem, n: int) -> Row:
     """Compile a step of a problem on n devices; return the counts of one device."""
-    counts, memory = compile_step(problem, split.axis, n)
+    counts, memory = compile_step(problem, split, n)
     tiles = tiles_of_devices(problem.T, n if split.axis == "seq" else 1)
     # Examples and heads are split evenly.
     copies = problem.layers * problem.batch_size * problem.heads / (1 if split.axis == "seq" else n)
@@ -113,10 +126,16 @@ def measure_split(split: Split, problem: Problem, n: int) -> Row:
     }
 
 
+def compile_step(problem: Problem, split: Split, n: int) -> tuple[Counts, int]:
+    """Compile a training step in float32 on n devices; return the counts of one device and its memory in bytes."""
+    split = split if n > 1 else SPLITS["data"]  # one device has one program
+    return _compile_step(problem, split.axis, n, split.shard_parameters)
+
+
 @functools.cache
-def _compile_step(problem: Problem, sizes: tuple[tuple[str, int], ...]) -> tuple[Counts, int]:
+def _compile_step(problem: Problem, axis: str, n: int, shard_parameters: bool) -> tuple[Counts, int]:
     config = problem.config
-    mesh = make_mesh(dict(sizes), problem.batch_size, config.num_heads, config.context_length)
+    mesh = make_mesh({axis: n}, problem.batch_size, config.num_heads, config.context_length)
     schedule = cosine_schedule(1000, 1e-3)
     optimizer = adamw(schedule, mesh)
 
@@ -125,27 +144,24 @@ def _compile_step(problem: Problem, sizes: tuple[tuple[str, int], ...]) -> tuple
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     shapes = jax.eval_shape(init)
-    state = jax.tree.map(_described, shapes, state_sharding(mesh, shapes))
+    state = jax.tree.map(_described, shapes, state_sharding(mesh, shapes, shard_parameters))
     tokens = np.zeros((problem.batch_size, problem.T + 1), np.int32)
-    step: Any = make_step(
-        GPT(config, ring=make_ring(mesh)), optimizer, schedule, jax.random.key(0), mesh, microbatches=1
-    )
+    model, microbatches = GPT(config, ring=make_ring(mesh)), 1
+    step: Any = make_step(model, optimizer, schedule, jax.random.key(0), mesh, microbatches, shard_parameters)
     compiled = step.lower(state, shard_batch(mesh, Batch(tokens))).compile()
     memory = compiled.memory_analysis()
     # The new state takes the place of the old one.
     return count(compiled.as_text()), memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
-def compile_step(problem: Problem, axis: str, n: int) -> tuple[Counts, int]:
-    """Compile a training step in float32 on n devices; return the counts of one device and its memory in bytes."""
-    return _compile_step(problem, ((axis, n),) if n > 1 else (("data", 1),))
-
-
 def tiles_of_devices(T: int, n: int) -> list[int]:
     """Count the tiles of causal attention, for one head, that each of n devices has when they share the tokens."""
-    tile = min(TILE, T // n)
-    last = np.arange(T // tile)  # the last tile of keys that a tile of queries attends to
-    return [int((1 + part).sum()) for part in np.split(last, n)]
+    layout = choose_layout(Causal(), T, T, n)
+    chunk = T // layout.count
+    tile = min(TILE, chunk)
+    # The last tile of keys that each tile of queries attends to, chunk by chunk.
+    last = np.arange(T // tile).reshape(layout.count, -1)
+    return [int((1 + last[layout.chunks_of(device)]).sum()) for device in range(n)]
 
 
 def _described(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:

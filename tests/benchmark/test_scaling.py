@@ -15,8 +15,10 @@ from jaxattn.benchmark.scaling_check import predicted_seconds
 
 def test_tiles_are_counted():
     assert tiles_of_devices(512, 1) == [1 + 2 + 3 + 4]
-    assert tiles_of_devices(512, 2) == [1 + 2, 3 + 4]
-    assert tiles_of_devices(256, 4) == [1, 2, 3, 4]  # of 64 tokens
+    assert tiles_of_devices(512, 2) == [1 + 4, 2 + 3]  # zig-zag order, a tile in each chunk
+    assert tiles_of_devices(1024, 2) == [1 + 2 + 7 + 8, 3 + 4 + 5 + 6]
+    assert tiles_of_devices(3 * 128, 3) == [1 + 6, 2 + 5, 3 + 4]  # of 64 tokens
+    assert tiles_of_devices(3 * 127, 3) == [1, 2, 3]  # cannot be cut into two chunks for each
 
 
 def test_eight_devices_have_the_same_problem_in_strong_and_weak_scaling():
@@ -52,8 +54,10 @@ def test_programs_send_what_their_split_needs_and_devices_share_work_and_memory(
         assert one["bytes_sent"] == one["bytes_on_paper"] == 0
         # Tensor parallelism sums the gradients of queries, keys and values one by one.
         most = 1.6 if name == "model" else 1.4
-        assert 1 <= four["bytes_sent"] / four["bytes_on_paper"] < most, name
+        assert 0.99 <= four["bytes_sent"] / four["bytes_on_paper"] < most, name
         assert four["operations"] <= one["operations"] / (3 if name == "model" else 3.99), name
         assert four["tiles"] == one["tiles"] / 4
         assert four["memory"] < one["memory"]
-    assert rows["data"][1]["bytes_sent"] == pytest.approx(rows["data"][1]["bytes_on_paper"], rel=0.02)
+    for name in ("data", "data, parameters"):
+        assert rows[name][1]["bytes_sent"] == pytest.approx(rows[name][1]["bytes_on_paper"], rel=0.02)
+    assert rows["data, parameters"][1]["memory"] < rows["data"][1]["memory"]
