@@ -7,7 +7,7 @@ rate. `scaling_check.py` compares the same sums, with the rates of this machine,
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jaxattn.benchmark.volumes import Sizes, context_bytes, model_bytes, shard_bytes
+from jaxattn.benchmark.volumes import Sizes, context_bytes, gathered_context_bytes, model_bytes, shard_bytes
 
 # NVIDIA, "H100 Tensor Core GPU" data sheet, H100 SXM: 1979 TFLOP/s in bfloat16 with sparsity, half of that without;
 # 3.35 TB/s and 80 GB of HBM3; NVLink 4 with 900 GB/s, 450 in each direction. NVIDIA, "DGX H100" data sheet: a
@@ -33,14 +33,16 @@ H100 = Rates(PRODUCTS_REACH * BF16, ATTENTION_REACH * BF16, MEMORY_REACH * HBM)
 class Layout(NamedTuple):
     """A mesh, outermost axis first: copies of the model, parts of the sequence, parts of the heads.
 
-    `zigzag` says whether each device has an early and a late part of its sequence, as causal attention needs for equal
-    work; in order, a ring waits at each step for a device whose keys are all unmasked.
+    Keys travel in a ring, or are gathered. `zigzag` says whether each device has an early and a late part of its
+    sequence, as causal attention needs for equal work; in order, a ring waits at each step for a device whose keys are
+    all unmasked.
     """
 
     data: int = 1
     context: int = 1
     model: int = 1
     zigzag: bool = True
+    gather_keys: bool = False
 
     @property
     def devices(self) -> int:
@@ -102,16 +104,18 @@ def sent_in_step(sizes: Sizes, T: int, layout: Layout, recompute: bool) -> Sent:
     of_parameters = shard_bytes(sizes.parameters / layout.model, shards, 4, gathers=2)
     of_activations = model_bytes(sizes, tokens, layout.model, 2, passes=forwards + 1)
     part = sizes._replace(kv_width=sizes.kv_width // layout.model)
-    of_keys = context_bytes(part, tokens, layout.context, 2, forwards)
-    # A group that spans nodes sends through the adapters of its members in a node, a ring of keys through one.
-    members = max(1, NODE // layout.model)
-    over_nodes = LINKS_REACH * min(NVLINK, INFINIBAND * members)
-    within = LINKS_REACH * NVLINK
-    hop = within if layout.context * layout.model <= NODE else LINKS_REACH * INFINIBAND
+    # A collective that spans nodes sends through the adapters of all its members in a node, a hop through one.
+    within, adapter = LINKS_REACH * NVLINK, LINKS_REACH * INFINIBAND
+    over_nodes = min(within, adapter * max(1, NODE // layout.model))
+    in_node = layout.context * layout.model <= NODE
+    if layout.gather_keys:
+        of_keys, rate = gathered_context_bytes(part, T, layout.context, 2, forwards), over_nodes
+    else:
+        of_keys, rate = context_bytes(part, tokens, layout.context, 2, forwards), adapter
     return Sent(
         parameters=of_parameters / (within if layout.devices <= NODE else over_nodes),
         activations=of_activations / within,
-        keys=of_keys / hop,
+        keys=of_keys / (within if in_node else rate),
     )
 
 
@@ -124,7 +128,8 @@ def memory_of_device(sizes: Sizes, T: int, layout: Layout, recompute: bool) -> f
     state = 16 * sizes.parameters / layout.devices
     layer = 2 * tokens * sizes.width * (5 + 12 / layout.model)
     kept = 2 * tokens * sizes.width * sizes.layers + layer if recompute else layer * sizes.layers
-    return state + kept + 8 * tokens * sizes.vocab_size
+    keys = 2 * T * sizes.kv_width / layout.model * (2 + 4) if layout.gather_keys else 0  # of one layer, with gradients
+    return state + kept + keys + 8 * tokens * sizes.vocab_size
 
 
 class Estimate(NamedTuple):
@@ -166,9 +171,12 @@ LAYOUTS = (
     (MILLION, Layout(context=8, zigzag=False)),
     (MILLION, Layout(context=8)),
     (MILLION, Layout(context=64)),
+    (MILLION, Layout(context=64, gather_keys=True)),
     (MILLION, Layout(context=8, model=8)),
     (MILLION, Layout(context=1024)),
+    (MILLION, Layout(context=1024, gather_keys=True)),
     (MILLION, Layout(context=128, model=8)),
+    (MILLION, Layout(data=16, context=64, gather_keys=True)),
     (MILLION, Layout(data=16, context=8, model=8)),
 )
 
@@ -181,18 +189,24 @@ def table() -> Iterator[str]:
     yield "| --- " * len(columns) + "|"
     for T, layout in LAYOUTS:
         each = estimate(MODEL, T, layout)
-        data, context, model, zigzag = layout
-        order = "" if zigzag or context == 1 else ", in order"
+        data, context, model, *_ = layout
+        order = "" if layout.zigzag else ", in order"
+        order += ", keys gathered" if layout.gather_keys else ""
         fits = "" if each.memory <= CAPACITY else ", too much"
         memory = f"{each.memory / 1e9:.0f} GB{', recomputing' * each.recompute}{fits}"
         low, high = each.utilization
         entries = (
             f"{T:,}", f"{layout.devices}", f"{data} × {context} × {model}{order}", memory,
             _time(each.work.seconds(H100)), *map(_time, each.sent), f"{_time(each.shortest)} to {_time(each.longest)}",
-            f"{data * T / each.longest:,.0f} to {data * T / each.shortest:,.0f}", f"{low:.0%} to {high:.0%}",
+            f"{_round(data * T / each.longest)} to {_round(data * T / each.shortest)}", f"{low:.0%} to {high:.0%}",
         )  # fmt: skip
         yield "| " + " | ".join(entries) + " |"
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def _round(number: float) -> str:
+    """Write a large number with three digits that count."""
+    return f"{float(f'{number:.3g}'):,.0f}"

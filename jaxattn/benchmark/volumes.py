@@ -66,3 +66,9 @@ def context_bytes(sizes: Sizes, tokens: float, n: int, width: int, forwards: int
     """
     keys_and_values = 2 * tokens * sizes.kv_width * sizes.layers
     return keys_and_values * (width * (n - 1) * (forwards + 1) + (4 * n if n > 1 else 0))
+
+
+def gathered_context_bytes(sizes: Sizes, T: int, n: int, width: int, forwards: int = 1) -> float:
+    """Split the tokens, T in all: gather all keys and values in each pass, and sum their gradients into shards."""
+    keys_and_values = 2 * T * sizes.kv_width * sizes.layers
+    return (forwards + 1) * gathered(width * keys_and_values, n) + gathered(4 * keys_and_values, n)

@@ -27,6 +27,8 @@ def test_parameters_are_counted():
         # keys and values, 2 · 30 · 4 numbers in each of 2 layers: 3 hops in either pass, and 4 of their gradients
         (volumes.context_bytes(TINY, 30, 4, 4), (3 + 3 + 4) * 2 * 2 * 30 * 4 * 4),
         (volumes.context_bytes(TINY, 30, 4, 2), ((3 + 3) * 2 + 4 * 4) * 2 * 2 * 30 * 4),
+        # the same for all 120 tokens, whose gradients need not go home: 3/4 of them in either pass
+        (volumes.gathered_context_bytes(TINY, 120, 4, 2), (2 * 2 + 4) * 3 / 4 * 2 * 2 * 120 * 4),
     ],
 )
 def test_bytes_sent_on_paper(sent, expected):
@@ -72,6 +74,8 @@ def test_groups_that_span_nodes_send_through_their_adapters():
     assert across.parameters == pytest.approx(3 * 63 / 64 * parameters / 320e9)  # eight adapters at 40 GB/s
     one_each = sent_in_step(TINY, 64, Layout(data=8, model=8), recompute=False)
     assert one_each.parameters == pytest.approx(3 * 7 / 8 * parameters / 8 / 40e9)
+    gathered = sent_in_step(TINY, 64, Layout(context=16, gather_keys=True), recompute=False)
+    assert gathered.keys == pytest.approx((2 * 2 + 4) * 15 / 16 * 2 * 2 * 64 * 4 / 320e9)
     ring = sent_in_step(TINY, 64, Layout(context=16), recompute=False)
     assert ring.keys == pytest.approx((2 * 15 * 2 + 16 * 4) * 2 * 4 * 4 * 2 / 40e9)
 
@@ -80,6 +84,7 @@ def test_memory_falls_with_the_devices_until_activations_remain():
     alone = memory_of_device(TINY, 64, Layout(), recompute=False)
     assert alone == 16 * TINY.parameters + 2 * 34 * 64 * 10 + 8 * 64 * 7
     assert memory_of_device(TINY, 64, Layout(context=4), recompute=False) == alone / 4
+    assert memory_of_device(TINY, 64, Layout(context=4, gather_keys=True), False) == alone / 4 + 2 * 64 * 4 * 6
     assert memory_of_device(TINY, 64, Layout(), recompute=True) < alone
 
 
