@@ -17,6 +17,8 @@ FILE = "tokenizer.json"
 EOS = "<|endoftext|>"  # the text of the EOS token, which ends a document
 # A BPE is learned from so many bytes of each file. Files are read in pieces of a megabyte.
 BPE_BYTES, PIECE = 50_000_000, 2**20
+# Each core encodes a piece, which takes about 150 MB.
+MOST_PIECES = 16
 
 
 class Tokenizer(NamedTuple):
@@ -143,8 +145,7 @@ def write_tokens(tokenizer: Tokenizer, files: Sequence[Path], directory: Path) -
             partial = path.with_suffix(".partial")
             pieces = _pieces(file)
             with open(partial, "wb") as out:
-                # A piece for each core: memory does not grow with the text.
-                while batch := list(itertools.islice(pieces, os.cpu_count() or 1)):
+                while batch := list(itertools.islice(pieces, min(MOST_PIECES, os.cpu_count() or 1))):
                     for tokens in tokenizer.encode_batch(batch):
                         out.write(np.array(tokens, dtype).tobytes())
             partial.replace(path)
