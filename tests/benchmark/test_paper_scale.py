@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from jaxattn import GPTConfig
@@ -97,3 +99,8 @@ def test_the_table_has_a_line_for_each_layout_and_no_rate_above_the_published_on
         assert layout.devices in (8, 64, 1024)
         assert 0 < each.utilization[0] <= each.utilization[1] < 0.6
         assert each.shortest <= each.longest <= 2 * each.shortest
+
+
+def test_the_page_shows_the_table():
+    page = (Path(paper_scale.__file__).parent / "scaling.md").read_text(encoding="utf-8")
+    assert "\n".join(paper_scale.table()) in page
