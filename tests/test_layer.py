@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import attend
 
-from jaxattn import AttentionLayer, MultiHeadAttention, assert_causal, masks
+from jaxattn import AttentionLayer, MultiHeadAttention, RelativeBias, assert_causal, masks
+from jaxattn.layer.decoding import decoding_mask, masked_missing
 from jaxattn.rotary import rotate
 
 
@@ -239,6 +240,32 @@ def test_no_option_lets_the_future_in(rate):
         assert_causal(functools.partial(everyone.apply, variables), x)
 
 
+@pytest.mark.parametrize("own", [None, masks.Causal(), masks.Causal(2), masks.Causal(-1), masks.SlidingWindow(3)])
+def test_decoding_masks_what_the_full_pass_masks(own):
+    full = masks.Causal() if own is None else masks.Causal() & own
+    full, cached = np.asarray(full.array(8, 8)), jnp.array([4, 2])
+    for T in (1, 2, 3):
+        came = decoding_mask(own, None, cached, T, None).array(T, 8)
+        np.testing.assert_array_equal(came, np.stack([full[start : start + T] for start in (4, 2)]))
+        filled = decoding_mask(own, None, cached, T, cached + 1).array(T, 8)
+        np.testing.assert_array_equal(filled[:, 0], came[:, 0])
+        assert not filled[0, :, 5:].any()
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("axes", [(4, 5), (3, 4, 5)])  # of outputs, and of weights
+def test_an_example_of_which_tokens_are_missing_is_nan(batch, axes):
+    is_whole = np.arange(np.prod(batch, dtype=int)).reshape(batch) != 0
+    came = masked_missing(jnp.ones((*batch, *axes)), jnp.asarray(is_whole))
+    assert came.shape == (*batch, *axes)
+    np.testing.assert_array_equal(jnp.isnan(came).all(range(len(batch), came.ndim)), ~is_whole)
+    np.testing.assert_array_equal(jnp.isnan(came).any(range(len(batch), came.ndim)), ~is_whole)
+
+
+def test_a_relative_bias_has_the_sizes_of_t5():
+    assert RelativeBias() == RelativeBias(num_buckets=32, max_distance=128, bidirectional=False)
+
+
 def test_rotary_scores_depend_on_distances_alone():
     query, key = draw(0, (5, 1, 8), (5, 1, 8))
     near, far = (
@@ -251,6 +278,8 @@ def test_rotary_scores_depend_on_distances_alone():
     ("options", "call", "words"),
     [
         ({"num_kv_heads": 3}, {}, "num_kv_heads=3 must divide num_heads=2"),
+        ({"head_width": 0}, {}, "head_width=0 must be at least 1"),
+        ({"out_features": 0}, {}, "out_features=0 must be at least 1"),
         ({}, {"lengths": jnp.array([1, 2])}, "lengths belongs to decode=True"),
         ({"cache_length": 9}, {"lengths": jnp.array([1, 2, 3]), "decode": True}, "for each example"),
         ({"cache_length": 9}, {"lengths": jnp.array([1.0, 2.0]), "decode": True}, "an integer for each example"),
