@@ -76,6 +76,31 @@ def test_bad_input_of_a_ring_is_named(options, error, words):
         RING(heads, heads, heads, **options)
 
 
+@pytest.mark.parametrize(
+    ("fields", "call"),
+    [
+        ({"soft_cap": 2.0}, {}),
+        ({"use_sinks": True}, {}),
+        ({"position_bias": "alibi"}, {}),
+        ({"cache_length": 9}, {"decode": True, "mutable": ["cache"]}),
+        ({"mask": None}, {"context": jnp.ones((2, 3, 8)), "keep_context": True, "mutable": ["cache"]}),
+        ({"dropout_rate": 0.5}, {"deterministic": False, "dropout_key": jax.random.key(0)}),
+        ({}, {"return_weights": True}),
+        ({}, {"mutable": ["intermediates"]}),
+        ({}, {"mask": masks.Causal()}),
+        ({}, {"mask": jnp.ones((6, 6), bool)}),
+    ],
+    ids=str,
+)
+def test_a_layer_refuses_each_option_that_its_ring_does_not_support(fields, call):
+    x = jax.ShapeDtypeStruct((2, 6, 8), jnp.float32)
+    layer = AttentionLayer(2, 8, **fields)
+    init_call = {name: call[name] for name in ("context",) if name in call}
+    variables = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, **init_call), x)
+    with pytest.raises(ValueError, match="ring shards the tokens over devices"):
+        jax.eval_shape(lambda v, x: layer.clone(ring=Ring(MESH, "tokens")).apply(v, x, **call), variables, x)
+
+
 def test_a_ring_takes_a_scale_of_any_type_and_differentiates_it():
     query, key, value = draw(0, *[(1, 6, 2, 4)] * 3)
     expected = dot_product_attention(query, key, value, scale=2.0)
