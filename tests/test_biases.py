@@ -27,18 +27,18 @@ def bucket_of(distance, num_buckets, bidirectional, max_distance):
 
 @given(
     T=st.integers(0, 40), S=st.integers(0, 200), offset=st.integers(-5, 60), bidirectional=st.booleans(),
-    traced=st.booleans(),
+    traced=st.booleans(), max_distance=st.sampled_from([128, 19]),
 )  # fmt: skip
-def test_biases_follow_their_definitions(T, S, offset, bidirectional, traced):
+def test_biases_follow_their_definitions(T, S, offset, bidirectional, traced, max_distance):
     slopes, table = draw(0, (3,), (32, 3))
     given = jnp.array([offset, offset + 1]) if traced else offset
     for n, one in enumerate([offset, offset + 1] if traced else [offset]):
         distances = np.arange(S)[None, :] - np.arange(T)[:, None] - one
         alibi = biases.Alibi(slopes, given).array(T, S)
-        relative = biases.Relative(table, bidirectional, offset=given).array(T, S)
+        relative = biases.Relative(table, bidirectional, max_distance, offset=given).array(T, S)
         alibi, relative = (array[n] if traced else array for array in (alibi, relative))
         np.testing.assert_allclose(alibi, -np.asarray(slopes)[:, None, None] * np.abs(distances), rtol=1e-6)
-        buckets = [[bucket_of(int(d), 32, bidirectional, 128) for d in row] for row in distances]
+        buckets = [[bucket_of(int(d), 32, bidirectional, max_distance) for d in row] for row in distances]
         buckets = np.array(buckets, int).reshape(T, S)
         np.testing.assert_array_equal(relative, np.moveaxis(np.asarray(table)[buckets], -1, 0))
 
