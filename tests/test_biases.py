@@ -82,6 +82,8 @@ HEADS = jnp.ones((2, 3, 4, 2))
         (lambda: biases.Alibi(jnp.ones((2, 2))), ValueError, r"slopes has shape \(2, 2\).*\(H,\)"),
         (lambda: biases.Alibi(jnp.ones(2, int)), TypeError, "slopes has dtype"),
         (lambda: biases.Alibi.for_heads(0), ValueError, "H=0"),
+        (lambda: biases.Alibi.for_heads(True), ValueError, "H=True"),
+        (lambda: biases.Alibi.for_heads(8.0), ValueError, "H=8.0"),
         (lambda: biases.Relative(jnp.ones(2)), ValueError, r"table has shape \(2,\).*num_buckets"),
         (lambda: biases.Relative(jnp.ones((3, 2))), ValueError, "3 buckets.*at least 4"),
         (lambda: biases.Relative(jnp.ones((32, 2)), max_distance=8), ValueError, "max_distance=8 must exceed.* 8"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from oracle import attend
 
 from jaxattn import AttentionLayer, MultiHeadAttention, RelativeBias, assert_causal, masks
+from jaxattn.layer import checked_lengths
 from jaxattn.layer.decoding import decoding_mask, masked_missing
 from jaxattn.rotary import rotate
 
@@ -262,6 +263,10 @@ def test_an_example_of_which_tokens_are_missing_is_nan(batch, axes):
     np.testing.assert_array_equal(jnp.isnan(came).any(range(len(batch), came.ndim)), ~is_whole)
 
 
+def test_lengths_from_none_to_all_tokens_are_taken():
+    assert checked_lengths([0, 5], (2, 5), True).tolist() == [0, 5]
+
+
 def test_a_relative_bias_has_the_sizes_of_t5():
     assert RelativeBias() == RelativeBias(num_buckets=32, max_distance=128, bidirectional=False)
 
@@ -295,6 +300,7 @@ def test_rotary_scores_depend_on_distances_alone():
         ({"mask": None, "cache_length": 9}, {"context": jnp.ones((2, 3, 4)), "decode": True}, "exclude each other"),
         ({"rotary_base": 10.0}, {"positions": jnp.arange(4)}, r"positions has shape \(4,\)"),
         ({"features": 6, "rotary_base": 10.0}, {}, "the width 3 is odd"),
+        ({"position_bias": "t5"}, {}, "position_bias='t5' must be None, 'alibi' or RelativeBias"),
     ],
 )
 def test_bad_input_is_named(options, call, words):

@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -168,7 +169,7 @@ def test_the_optimizer_is_adamw_of_gradients_clipped_to_norm_1():
 
 def test_the_step_trains_with_this_optimizer_and_reports_its_learning_rate():
     """With a gradient of 0, weight decay alone moves the matrices, by the rate that the step reports."""
-    _, state, step = fresh(learning_rate=0.5, steps=60)
+    model, state, step = fresh(dataclasses.replace(CONFIG, dropout_rate=0.0), learning_rate=0.5)
     before = jax.tree.map(np.asarray, state.params)
     nothing = Batch(BATCH.tokens, jnp.zeros((4, 9), jnp.int32))  # all padding
     after, metrics = step(state, nothing)
@@ -176,6 +177,10 @@ def test_the_step_trains_with_this_optimizer_and_reports_its_learning_rate():
     assert float(metrics.gradient_norm) == 0
     kept = jax.tree.map(lambda p: p * (1 - 0.1 * 0.5 / 3 if p.ndim > 1 else 1), before)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.params, kept)
+    # The mean over a single token is its loss.
+    alone = losses_of(model, after.params, Batch(BATCH.tokens[:1, :2])).item()
+    one = Batch(BATCH.tokens, nothing.documents.at[0, :2].set(1))
+    assert float(step(after, one)[1].loss) == pytest.approx(alone, rel=1e-5)
 
 
 def test_heads_and_feed_forward_layers_are_split_over_the_axis_model_with_their_moments():
