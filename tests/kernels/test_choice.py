@@ -100,15 +100,19 @@ def test_a_program_is_on_one_device_if_there_is_one_or_shard_map_has_all_mesh_ax
     assert answers == [[True, False], [True, False], [True, True]]
 
 
-@pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec("data", None, "model")])
-def test_on_explicit_axes_the_results_are_sharded_as_the_query_is(spec):
+@pytest.mark.parametrize(
+    ("batch", "spec"),
+    [((2,), ("data",)), ((2,), ("data", None, "model")), ((2,), (None, "data", "model")), ((), ("data", "model"))],
+)
+def test_on_explicit_axes_the_results_are_sharded_as_the_query_is(batch, spec):
     mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     attend = lambda q: dot_product_attention(q, q, q, masks.Causal(), return_lse=True)  # noqa: E731
     with jax.set_mesh(mesh):
-        query = jax.device_put(jnp.ones((2, 97, 4, 8)), NamedSharding(mesh, spec))
-        context, lse = jax.eval_shape(attend, query)
-    assert context.sharding.spec == PartitionSpec(*spec, *[None] * (4 - len(spec)))
-    assert lse.sharding.spec == PartitionSpec("data", spec[2] if len(spec) > 2 else None, None)  # (B, H, T)
+        query = jnp.ones((*batch, 97, 4, 8))
+        context, lse = jax.eval_shape(attend, jax.device_put(query, NamedSharding(mesh, PartitionSpec(*spec))))
+    *of_batch, tokens, heads, width = (*spec, *[None] * (query.ndim - len(spec)))
+    assert context.sharding.spec == PartitionSpec(*of_batch, tokens, heads, width)
+    assert lse.sharding.spec == PartitionSpec(*of_batch, heads, tokens)
 
 
 def test_the_explanation_is_that_of_the_platform_on_which_the_arrays_lie(monkeypatch):
@@ -148,9 +152,9 @@ def test_dense_is_chosen_for_few_scores_per_head_and_for_few_in_all():
 
 
 def test_few_queries_of_many_heads_run_dense_on_a_cpu():
-    query, key = jnp.zeros((1, 4, 32, 8)), jnp.zeros((1, 12_000, 4, 8))
-    few, more = (checked_call(array, key, key) for array in (query, jnp.zeros((1, 5, 32, 8))))
-    assert small.unsupported(few) is None
+    key = jnp.zeros((1, 12_000, 4, 8))
+    *few, more = (checked_call(jnp.zeros((1, T, 32, 8)), key, key) for T in (2, 3, 4, 5))
+    assert [small.unsupported(one) for one in few] == [None] * 3
     assert "is for up to 131072 scores" in small.unsupported(more)
 
 
@@ -180,6 +184,21 @@ def test_an_export_may_leave_the_number_of_tokens_open():
     )
     with pytest.raises(ValueError, match="blockwise' needs numbers of tokens"):
         export.export(jax.jit(lambda q: KERNELS["blockwise"](q, q, q)))(shape)
+
+
+@pytest.mark.parametrize(("batch", "K", "G"), [((2,), 2, 3), ((), 3, 4), ((2, 3), 1, 6), ((), 1, 1)])
+def test_blocks_cover_each_query_of_each_head_once(monkeypatch, batch, K, G):
+    monkeypatch.setattr(blocks, "SIDE", 32)
+    monkeypatch.setattr(blocks, "SCORES_CPU", 2048)  # two heads
+    query, key = (jax.ShapeDtypeStruct((*batch, 70, heads, 8), jnp.float32) for heads in (K * G, K))
+    cut = blocks.choose_blocks(call.AttentionCall(query, key, key), 70, 70)
+    times = np.zeros((*batch, K * G, cut.outer * cut.outer_count), int)
+    for step in range(cut.steps):
+        heads, outer = cut.at(step)
+        starts = (*heads.start[:-2], heads.first_query_head, outer * cut.outer)
+        sizes = (*heads.size[:-2], heads.size[-2] * heads.size[-1], cut.outer)
+        times[tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))] += 1
+    assert (times == 1).all()
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "default"])
