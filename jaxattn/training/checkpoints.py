@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxattn.extras import require
@@ -18,6 +20,12 @@ from jaxattn.files import write_whole
 
 State = TypeVar("State")
 KEPT, SIGNATURE = 3, "_SUMS"
+# Whether a process has written its part, and the seconds between asking the others.
+RUNNING, WRITTEN, FAILED, POLL = 0, 1, 2, 0.02
+
+
+class OtherProcessError(RuntimeError):
+    """Another training process has failed."""
 
 
 class Checkpoints:
@@ -74,14 +82,18 @@ class Checkpoints:
         self._written = self._background.submit(self._finish)
 
     def wait(self) -> None:
-        """Wait until the checkpoint is written.
+        """Wait until the checkpoint is written, in all processes, each of which must call this.
 
         Raises:
             OSError: it could not be written.
+            OtherProcessError: another process could not write it.
         """
         try:
             if self._written is not None:
+                _wait_together(self._written)
                 self._written.result()
+        except OtherProcessError:
+            raise
         except Exception as error:
             raise self._failed(error) from error
 
@@ -143,6 +155,18 @@ class Checkpoints:
         if "No space left" in str(error):
             reason = "no space left on the disk"
         return OSError(f"the run could not be saved in {self.directory} ({reason})")
+
+
+def _wait_together(written: Future[None]) -> None:
+    """Wait until all processes have written, or one has failed; orbax would wait for that one for many minutes."""
+    while jax.process_count() > 1:
+        state = RUNNING if not written.done() else FAILED if written.exception() else WRITTEN
+        states = multihost_utils.process_allgather(np.array(state))
+        if state == FAILED or (states == WRITTEN).all():
+            return
+        if (states == FAILED).any():
+            raise OtherProcessError("another training process could not save the run")
+        time.sleep(POLL)
 
 
 def _check_signature(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 import jax
 
 from jaxattn.signals import STOP_SIGNALS, on_stop_signal
+from jaxattn.training.checkpoints import OtherProcessError
 from jaxattn.training.directory import saved_steps
 from jaxattn.training.recovery import resume_command
 
@@ -75,10 +76,11 @@ def become_member() -> None:
 
 
 def has_lost_others(error: BaseException) -> bool:
-    """Return whether an error, or what it comes from, is a lost connection to the other processes."""
+    """Return whether an error, or what it comes from, is that another process has failed or cannot be reached."""
     chain: BaseException | None = error
     while chain is not None:
-        if DISCONNECTED.search(str(chain)) and "RESOURCE_EXHAUSTED" not in str(chain):
+        is_lost = DISCONNECTED.search(str(chain)) and "RESOURCE_EXHAUSTED" not in str(chain)
+        if is_lost or isinstance(chain, OtherProcessError):
             return True
         chain = chain.__cause__
     return False

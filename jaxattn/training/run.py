@@ -251,8 +251,9 @@ class Run:
         """Return the steps of all complete checkpoints, after the one being written is done."""
         if self.checkpoints is None:
             return []
-        with contextlib.suppress(OSError):
-            self.checkpoints.wait()
+        if jax.process_count() == 1:  # of several, the others may not come to wait
+            with contextlib.suppress(OSError):
+                self.checkpoints.wait()
         return self.checkpoints.steps()
 
     def _say(self, line: str) -> None:

@@ -29,7 +29,7 @@ def config(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(" ".join(np.random.default_rng(0).choice(["the", "old", "dog", "chased", "him"], 3000)))
     return TrainConfig(
-        text=(str(text),), layers=1, heads=2, width=16, context_length=16, batch_size=8, steps=30, save_every=5,
+        text=(str(text),), layers=1, heads=2, width=16, context_length=16, batch_size=8, steps=400, save_every=40,
         shard_parameters=True, out=str(tmp_path / "run"),
     )  # fmt: skip
 
@@ -96,10 +96,10 @@ def test_killed_processes_lose_nothing_and_any_number_of_them_resumes(config, tm
     clock = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])}
     whole = dataclasses.replace(config, mesh="data=1", out=str(tmp_path / "whole"))
     Run(whole).train()
-    kill(start(2, options(config), environment=clock), 0, config.out, 8)
-    assert saved_steps(Path(config.out))[-1] >= 5
+    kill(start(2, options(config), environment=clock), 0, config.out, 90)
+    assert saved_steps(Path(config.out))[-1] >= 40
     again = ["--out", config.out, "--resume"]
-    kill(start(2, again, environment=clock), 1, config.out, 17)
+    kill(start(2, again, environment=clock), 1, config.out, 170)
     resumed = dataclasses.replace(saved_config(config.out), mesh="data=1", shard_parameters=False)
     assert Run(resumed, LAST).train().steps == config.steps
     assert_close(losses(config.out), losses(whole.out))

@@ -128,3 +128,56 @@ def test_sharded_parameters_give_the_losses_of_one_device_on_every_mesh():
     for devices, number in held.items():
         assert whole / devices <= number <= whole / devices * 1.02
     assert sorted(held) == [1, 2, 4, 8]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_saved_from_shards_and_resumes_on_any_mesh(tmp_path):
+    """On 1, then 4, then 2 × 2 devices; and on the same mesh with the same losses to the last bit."""
+    text = tmp_path / "text.txt"
+    text.write_text("the old dog chased him " * 300)
+    results = measured(f"""
+        import dataclasses, json, jax
+        from pathlib import Path
+        from jaxattn.training.config import TrainConfig
+        from jaxattn.training.recovery import LAST
+        from jaxattn.training.run import Run
+        from jaxattn.training.sharding import bytes_per_device
+
+        place = Path({str(tmp_path)!r})
+        config = TrainConfig(text=(str(place / "text.txt"),), layers=1, heads=2, width=32, context_length=16,
+            batch_size=8, dropout=0.1, steps=12, save_every=4)
+        held = []
+
+        def train(name, mesh, shard, steps, resume=None):
+            run = Run(dataclasses.replace(config, mesh=mesh, shard_parameters=shard, out=str(place / name)), resume)
+            run.config, save = dataclasses.replace(run.config, steps=steps), run.checkpoints._manager.save
+
+            def save_and_measure(*arguments, **options):
+                if shard and mesh == "data=4":
+                    big = [array for array in jax.live_arrays() if array.size > 1000 and array.dtype == "float32"]
+                    held.append((max(bytes_per_device(big)), max(bytes_per_device(run.state))))
+                return save(*arguments, **options)
+
+            run.checkpoints._manager.save = save_and_measure
+            run.train()
+
+        train("one", "data=1", False, 12)
+        train("moved", "data=1", False, 4)
+        train("moved", "data=4", True, 8, LAST)
+        train("moved", "data=2,model=2", True, 12, LAST)
+        train("four", "data=4", True, 12)
+        train("again", "data=4", True, 8)
+        train("again", "data=4", True, 12, LAST)
+        losses = {{}}
+        for name in ("one", "moved", "four", "again"):
+            records = map(json.loads, (place / name / "log.jsonl").read_text().splitlines())
+            losses[name] = [record[key] for record in records for key in ("loss", "held_out_loss") if key in record]
+        print(json.dumps([losses, held]))
+    """)
+    losses, held = results
+    assert len(losses["one"]) == 15
+    for name in ("moved", "four"):
+        assert losses[name] == pytest.approx(losses["one"], rel=2e-5), name
+    assert losses["again"] == losses["four"]
+    for while_saving, state in held:
+        assert while_saving <= 2 * state  # the state, and the copy that is written
