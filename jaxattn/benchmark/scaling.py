@@ -146,7 +146,7 @@ def _compile_step(problem: Problem, axis: str, n: int, shard_parameters: bool) -
     shapes = jax.eval_shape(init)
     state = jax.tree.map(_described, shapes, state_sharding(mesh, shapes, shard_parameters))
     tokens = np.zeros((problem.batch_size, problem.T + 1), np.int32)
-    model, microbatches = GPT(config, ring=make_ring(mesh)), 1
+    model, microbatches = GPT(config, ring=make_ring(mesh, config.num_heads)), 1
     step: Any = make_step(model, optimizer, schedule, jax.random.key(0), mesh, microbatches, shard_parameters)
     compiled = step.lower(state, shard_batch(mesh, Batch(tokens))).compile()
     memory = compiled.memory_analysis()

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.checks import as_integers, broadcasts, check_rate, known, wide_type
+from jaxattn.checks import as_integers, broadcasts, check_kv_heads, check_rate, known, wide_type
 from jaxattn.functional import dropout
 from jaxattn.layer import AttentionLayer, checked_lengths
 from jaxattn.masks import Segments
@@ -50,6 +50,7 @@ class GPTConfig:
         use_bias: whether projections add a bias.
         tie_embedding: whether the logits come from the embedding's table; without, from a table "head" of their own.
         zero_init: whether the last matrix of each branch, and the table "head", start at zero.
+        num_kv_heads: number of KV heads, a divisor of `num_heads`; None is as many (grouped-query attention).
 
     Raises:
         ValueError: a size is below 1, the heads do not divide the features, their width is odd with `rotary`, or the
@@ -74,6 +75,7 @@ class GPTConfig:
     use_bias: bool = True
     tie_embedding: bool = True
     zero_init: bool = False
+    num_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -82,6 +84,9 @@ class GPTConfig:
                 self._check_size(field.name, size)
             elif isinstance(field.default, bool) and not isinstance(size, bool):
                 raise ValueError(f"{field.name}={size!r} must be True or False: write {field.name}={bool(size)}")
+        if self.num_kv_heads is not None:
+            self._check_size("num_kv_heads", self.num_kv_heads)
+        check_kv_heads(self.num_heads, self.num_kv_heads)
         if self.features % self.num_heads:
             raise ValueError(
                 f"features={self.features} is the total width of {self.num_heads} heads, and {self.num_heads} does not "
@@ -104,6 +109,7 @@ class GPTConfig:
     def attention(self) -> dict[str, Any]:
         """The options of each block's attention layer, besides its sizes."""
         return {
+            "num_kv_heads": self.num_kv_heads,
             "use_bias": self.use_bias,
             "use_out_bias": self.use_bias,
             "rotary_base": ROTARY_BASE if self.rotary else None,

@@ -16,7 +16,7 @@ LARGE = 2**31 - 1
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "context_length", "heads", "width", "save_every"), (1, LARGE)),
     "layers": (1, 1000),
-    **dict.fromkeys(("learning_rate", "accumulate"), (0, LARGE)),
+    **dict.fromkeys(("learning_rate", "accumulate", "kv_heads"), (0, LARGE)),
     "seed": (0, MAX_SEED),
     "vocab_size": (257, LARGE),
 }
@@ -61,6 +61,9 @@ class TrainConfig:
     context_length: int = _option(MODEL, 128, "tokens in a sequence")
     layers: int = _option(MODEL, 4, "blocks of attention and feed-forward layer")
     heads: int = _option(MODEL, 4, "attention heads in a block; must divide the width")
+    kv_heads: int = _option(
+        MODEL, 0, "KV heads, which groups of attention heads share; must divide --heads", empty="as many as --heads"
+    )
     width: int = _option(MODEL, 128, "width of the token vectors, all heads together")
     dropout: float = _option(MODEL, 0.0, "dropout rate in training, from 0 to below 1", "X")
 
@@ -122,7 +125,7 @@ class TrainConfig:
     def model(self, vocab_size: int) -> GPTConfig:
         """Return the configuration of the model."""
         sizes = vocab_size, self.context_length, self.layers, self.heads, self.width, self.dropout
-        return GPTConfig(*sizes, **find_recipe(self.recipe).model)
+        return GPTConfig(*sizes, num_kv_heads=self.kv_heads or None, **find_recipe(self.recipe).model)
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """Describe the fields that differ from the other configuration and influence what is learned."""
@@ -145,6 +148,11 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         for name, (lowest, highest) in RANGES.items():
             check_number(flag(name), getattr(self, name), lowest, highest)
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(
+                f"--kv-heads {self.kv_heads} are shared by {self.heads} --heads, and {self.kv_heads} does not divide "
+                "that: write a number that does, such as 1"
+            )
         if self.width % self.heads:
             wider = -(-self.width // self.heads) * self.heads
             raise ValueError(

@@ -69,7 +69,7 @@ class Run:
         self.data, self.directory = open_data(config, resume is not None)
         dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
         sizes = config.model(self.data.tokenizer.vocab_size)
-        self.model = GPT(sizes, dtype, config.remat, make_ring(self.mesh))
+        self.model = GPT(sizes, dtype, config.remat, make_ring(self.mesh, config.kv_heads or config.heads))
         init_key, self.dropout_key, self.sample_key = jax.random.split(jax.random.key(config.seed), 3)
         recipe = find_recipe(config.recipe)
         self.schedule = recipe.schedule(config.steps, config.learning_rate)

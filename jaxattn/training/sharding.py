@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxattn.ring import Ring
 from jaxattn.training.batches import Batch, fill_up
+from jaxattn.training.optimizer import STACK
 
 Tree = TypeVar("Tree")
 
@@ -47,11 +48,15 @@ def sum_over_data(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[
     return split_by_compiler
 
 
-def make_ring(mesh: Mesh) -> Ring | None:
-    """Return the ring of ring attention, if the mesh splits sequences."""
+def make_ring(mesh: Mesh, kv_heads: int) -> Ring | None:
+    """Return the ring of ring attention, if the mesh splits sequences.
+
+    Where "model" does not divide the KV heads, each of its devices attends with all heads.
+    """
     if mesh.shape["seq"] == 1:
         return None
-    return Ring(mesh, "seq", head_axis="model" if mesh.shape["model"] > 1 else None)
+    is_split = mesh.shape["model"] > 1 and kv_heads % mesh.shape["model"] == 0
+    return Ring(mesh, "seq", head_axis="model" if is_split else None)
 
 
 def state_sharding(mesh: Mesh, state: Tree, shard_parameters: bool = False) -> Tree:
@@ -69,19 +74,20 @@ def state_sharding(mesh: Mesh, state: Tree, shard_parameters: bool = False) -> T
         if -leaf.ndim <= split < 0 and leaf.shape[split] % mesh.shape["model"] == 0:
             spec[split] = "model"
         if shard_parameters:
-            _shard_over_data(mesh, spec, leaf.shape)
+            _shard_over_data(mesh, spec, leaf.shape, is_stack=any(str(name).startswith(STACK) for name in names))
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     shardings: Tree = jax.tree_util.tree_map_with_path(sharding, state)
     return shardings
 
 
-def _shard_over_data(mesh: Mesh, spec: list[Any], shape: tuple[int, ...]) -> None:
+def _shard_over_data(mesh: Mesh, spec: list[Any], shape: tuple[int, ...], is_stack: bool) -> None:
     # JAX's arrays have equal shards.
     parts = [mesh.shape["data"] * (1 if axis is None else mesh.shape[axis]) for axis in spec]
     divisible = [i for i, size in enumerate(shape) if size and size % parts[i] == 0]
     if divisible:
-        chosen = max(divisible, key=lambda i: (spec[i] is None, shape[i]))
+        # Of a stack of matrices, each device has whole ones if it can: the optimizer shares out the work so.
+        chosen = max(divisible, key=lambda i: (is_stack and i == 0, spec[i] is None, shape[i]))
         spec[chosen] = "data" if spec[chosen] is None else (spec[chosen], "data")
 
 

@@ -13,7 +13,7 @@ from jaxattn import GPT, GPTConfig
 from jaxattn.training.batches import Batch, fill_up
 from jaxattn.training.devices import choose_data_size
 from jaxattn.training.optimizer import adamw, cosine_schedule
-from jaxattn.training.sharding import state_sharding
+from jaxattn.training.sharding import make_ring, state_sharding
 from jaxattn.training.step import TrainState, token_weights
 
 CONFIG = GPTConfig(256, 32, 2, 2, 32)
@@ -81,9 +81,20 @@ def test_sequences_that_fill_up_a_batch_have_no_loss(documents, axis):
     assert fill_up(Batch(tokens, documents), 2, axis).is_real is None
 
 
+@pytest.mark.parametrize(
+    ("kv_heads", "head_axis", "axis"), [(4, "model", "model"), (2, "model", "model"), (1, None, None)]
+)
+def test_kv_heads_are_split_over_the_model_axis_where_it_divides_them(kv_heads, head_axis, axis):
+    """Where it does not, each device attends with all heads; the kernel's columns are split if they can be."""
+    mesh = AbstractMesh((1, 2, 2), ("data", "model", "seq"))
+    assert make_ring(mesh, kv_heads).head_axis == head_axis
+    kernel = {"key": {"kernel": jax.ShapeDtypeStruct((12, 3 * kv_heads), "float32")}}
+    assert tuple(state_sharding(mesh, kernel)["key"]["kernel"].spec) == (None, axis)
+
+
 @pytest.mark.slow
-def test_sharded_parameters_give_the_losses_of_one_device_on_every_mesh():
-    """Also with several microbatches, and on 3 devices, whose last sequence is no real one.
+def test_every_mesh_gives_the_losses_of_one_device():
+    """With sharded parameters, microbatches, shared KV heads, and on 3 devices, whose last sequence is no real one.
 
     The bytes are those of the arrays that each device holds, before and after the steps.
     """
@@ -93,41 +104,44 @@ def test_sharded_parameters_give_the_losses_of_one_device_on_every_mesh():
         from jaxattn.training.batches import Batch
         from jaxattn.training.devices import make_mesh
         from jaxattn.training.sharding import bytes_per_device, make_ring, shard_batch
-        from jaxattn.training.optimizer import adamw, cosine_schedule
+        from jaxattn.training.optimizer import adamw, cosine_schedule, muon
         from jaxattn.training.step import init_state, make_step
 
-        config, schedule = GPTConfig(256, 16, 1, 2, 32), cosine_schedule(10, 1e-2)
+        schedule = cosine_schedule(10, 1e-2)
         tokens = Batch(np.random.default_rng(0).integers(0, 256, (8, 17)).astype(np.int32))
         results = []
-        for axes, shard, microbatches in (
-            ({"data": 1}, False, 1), ({"data": 2}, True, 1), ({"data": 3}, False, 3),
-            ({"data": 4}, True, 2), ({"data": 8}, True, 1),
-            ({"data": 3, "model": 2}, False, 1), ({"data": 4, "model": 2}, True, 2),
-            ({"data": 2, "model": 2, "seq": 2}, False, 1), ({"data": 2, "model": 2, "seq": 2}, True, 2),
+        for name, heads, kv_heads, make_optimizer, axes, shard, microbatches in (
+            ("adamw", 2, 2, adamw, {"data": 1}, False, 1), ("adamw", 2, 2, adamw, {"data": 2}, True, 1),
+            ("adamw", 2, 2, adamw, {"data": 3}, False, 3), ("adamw", 2, 2, adamw, {"data": 4}, True, 2),
+            ("adamw", 2, 2, adamw, {"data": 8}, True, 1), ("adamw", 2, 2, adamw, {"data": 4, "model": 2}, True, 2),
+            ("adamw", 2, 2, adamw, {"data": 2, "model": 2, "seq": 2}, True, 2),
+            ("kv", 4, 1, adamw, {"data": 1}, False, 1), ("kv", 4, 1, adamw, {"data": 2, "model": 4}, True, 1),
+            ("kv", 4, 1, adamw, {"data": 2, "model": 2, "seq": 2}, False, 1),
+            ("muon", 2, 2, muon, {"data": 1}, False, 1), ("muon", 2, 2, muon, {"data": 4}, True, 1),
         ):
-            mesh = make_mesh(axes, 8, 2, 16)
-            model = GPT(config, ring=make_ring(mesh))
-            optimizer = adamw(schedule, mesh)
+            config = GPTConfig(256, 16, 1, heads, 32, num_kv_heads=kv_heads)
+            mesh = make_mesh(axes, 8, heads, 16)
+            model = GPT(config, ring=make_ring(mesh, kv_heads))
+            optimizer = make_optimizer(schedule, mesh)
             state = init_state(model, optimizer, jax.random.key(0), mesh, shard)
             step = make_step(model, optimizer, schedule, jax.random.key(1), mesh, microbatches, shard)
             batch, before, losses = shard_batch(mesh, tokens), bytes_per_device(state), []
             for _ in range(4):
                 state, metrics = step(state, batch)
                 losses.append(float(metrics.loss))
-            results.append((axes, shard, before, bytes_per_device(state), losses))
+            results.append((name, axes, shard, before, bytes_per_device(state), losses))
         print(json.dumps(results))
     """)
-    (_, _, (whole,), _, losses), *others = results
-    held = {}
-    for axes, shard, before, after, found in others:
-        assert found == pytest.approx(losses, rel=1e-5), axes
+    expected, held = {}, {}
+    for name, axes, shard, before, after, losses in results:
+        assert losses == pytest.approx(expected.setdefault(name, losses), rel=1e-5), (name, axes)
         assert before == after
         assert len(set(before)) == 1, axes
         if len(axes) == 1:
-            held[axes["data"] if shard else 1] = before[0]
-    for devices, number in held.items():
-        assert whole / devices <= number <= whole / devices * 1.02
-    assert sorted(held) == [1, 2, 4, 8]
+            held[name, axes["data"] if shard else 1] = before[0]
+    assert len(held) == 7
+    for (name, devices), number in held.items():
+        assert held[name, 1] / devices <= number <= held[name, 1] / devices * 1.02
 
 
 @pytest.mark.slow
