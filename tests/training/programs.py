@@ -27,12 +27,14 @@ def measured(program, devices=8):
 
 
 def options(config):
+    """The options of the command line that give a configuration."""
     given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return [
         part
         for name, value in given.items()
         if value not in ("", None, False)
         for part in ("--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else [value]))
+        if part is not True
     ]
 
 
