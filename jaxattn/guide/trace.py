@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxattn.extras import require
+from jaxattn.layer import AttentionLayer
 from jaxattn.stages import (
     CausalAttention,
     MultiHeadAttention,
@@ -19,7 +20,8 @@ from jaxattn.stages import (
     SimpleSelfAttention,
 )
 
-STAGES = SimpleSelfAttention | SelfAttention | CausalAttention | MultiHeadAttentionWrapper | MultiHeadAttention
+MANY_HEADS = MultiHeadAttention | AttentionLayer
+STAGES = SimpleSelfAttention | SelfAttention | CausalAttention | MultiHeadAttentionWrapper | MANY_HEADS
 
 # The axes of each step, in the order of the computation. With several heads, steps have an axis "head" in front.
 AXES = {
@@ -87,7 +89,7 @@ def trace(module: nn.Module, variables: Any, x: Float[Array, "T d_in"], dropout_
     """Run a stage on one sequence and collect its steps.
 
     Args:
-        module: one of the five stages.
+        module: one of the five stages, or an `AttentionLayer`, whose queries and keys are those it compares.
         variables: its variables, `{"params": ...}`.
         x: token vectors `(T, d_in)`.
         dropout_key: turns dropout on, at the module's rate.
@@ -115,7 +117,7 @@ def trace(module: nn.Module, variables: Any, x: Float[Array, "T d_in"], dropout_
         steps["masked"] = jnp.where(steps["mask"], steps["scaled"], -jnp.inf)
     if dropout_key is None:
         steps.pop("kept_weights", None)
-    if isinstance(module, MultiHeadAttentionWrapper | MultiHeadAttention):
+    if isinstance(module, MultiHeadAttentionWrapper | MANY_HEADS):
         # (H, T, D) -> (T, H * D)
         steps |= {"concatenation": jnp.hstack(list(steps["context"])), "output": output}
     return Trace(type(module).__name__, {name: steps[name] for name in AXES if name in steps})
@@ -128,7 +130,7 @@ def _sown(module: nn.Module, intermediates: Any) -> dict[str, Array]:
         heads = [_sown(head, intermediates[f"heads_{number}"]) for number in range(module.num_heads)]
         return {name: jnp.stack([steps[name] for steps in heads]) for name in heads[0]}
     steps = {name: array for name, (array,) in intermediates.items()}
-    if isinstance(module, MultiHeadAttention):
+    if isinstance(module, MANY_HEADS):
         # (T, H, D) -> (H, T, D)
         steps |= {name: jnp.moveaxis(steps[name], 1, 0) for name in ("queries", "keys", "values", "context")}
     return steps

@@ -10,8 +10,8 @@ from jax import Array
 from jaxattn.guide.matrix_plot import visible
 from jaxattn.guide.story import MAX_TOKENS, Story, random_numbers
 from jaxattn.guide.trace import Trace, trace
+from jaxattn.layer import AttentionLayer
 from jaxattn.models.gpt import GPT
-from jaxattn.stages import MultiHeadAttention
 from jaxattn.tasks.pronouns.report import read_report
 from jaxattn.tasks.pronouns.words import PRONOUNS
 from jaxattn.training.saving import load_run
@@ -63,11 +63,11 @@ def next_words_of(tokenizer: Tokenizer, probabilities: Array) -> tuple[tuple[tup
 
 
 def trace_layers(model: GPT, params: Any, tokens: Array) -> tuple[Array, tuple[Trace, ...]]:
-    """Return the logits, and a trace of stage 4b on the inputs and parameters of each layer's attention."""
+    """Return the logits, and a trace of each layer's attention, on its inputs and parameters."""
     logits, state = model.apply(
         {"params": params}, tokens, capture_intermediates=lambda module, _: module.name == "attention_norm"
     )
-    attention = MultiHeadAttention(model.config.num_heads, model.config.features, use_bias=True)
+    attention = AttentionLayer(model.config.num_heads, model.config.features, **model.config.attention)
     traces = []
     for block in (f"block_{number}" for number in range(model.config.num_layers)):
         (inputs,) = state["intermediates"][block]["attention_norm"]["__call__"]

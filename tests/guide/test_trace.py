@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 
 from jaxattn import (
+    GPT,
     CausalAttention,
+    GPTConfig,
     MultiHeadAttention,
     MultiHeadAttentionWrapper,
     SelfAttention,
     SimpleSelfAttention,
 )
 from jaxattn.guide.trace import trace
+from jaxattn.guide.trained import trace_layers
 
 X = jax.random.normal(jax.random.key(0), (5, 3))
 STAGES = [
@@ -109,3 +112,19 @@ def test_other_modules_batches_and_unknown_steps_are_refused_by_name():
         trace(SimpleSelfAttention(), {}, X[None])
     with pytest.raises(KeyError, match="it has inputs, scores"):
         trace(SimpleSelfAttention(), {}, X)["mask"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rotary": True, "normalize_heads": True, "rms_norm": True, "use_bias": False}]
+)
+def test_the_trace_of_a_trained_model_has_the_weights_that_the_model_computes(changes):
+    model, tokens = GPT(GPTConfig(11, 9, 2, 2, 8, **changes)), jnp.array([3, 1, 4, 1, 5])
+    params = model.init(jax.random.key(0), tokens)["params"]
+    params = jax.tree.map(lambda p: p + 0.5 * jax.random.normal(jax.random.key(1), p.shape), params)
+    _, layers = trace_layers(model, params, tokens)
+    _, state = model.apply({"params": params}, tokens, mutable=["intermediates"])
+    for number, steps in enumerate(layers):
+        (expected,) = state["intermediates"][f"block_{number}"]["attention"]["weights"]
+        np.testing.assert_allclose(steps["weights"], expected, atol=1e-5)
+        scaled = np.einsum("hqd,hkd->hqk", steps["queries"], steps["keys"]) / 2
+        np.testing.assert_allclose(steps["scaled"], scaled, atol=1e-5)
