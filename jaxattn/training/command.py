@@ -22,7 +22,7 @@ from jaxattn.training.run import Run
 
 DESCRIPTION = """\
 Train a small GPT on text, and watch its loss on held-out text fall. Without options it trains on the source of
-Python's standard library, about two minutes on a laptop's CPU, on all cores, GPUs or TPUs that JAX finds. With --out
+Python's standard library, about a minute on two cores of a CPU, on all cores, GPUs or TPUs that JAX finds. With --out
 DIR the run is saved as it goes: Ctrl-C or SIGTERM saves and ends it, and --resume continues it from where it was,
 whatever stopped it, with exactly the same losses."""
 

@@ -23,11 +23,10 @@ def check_memory(config: TrainConfig, mesh: Mesh) -> None:
     if mesh.devices.flat[0].platform != "cpu" or jax.process_count() > 1:
         return  # JAX says when a GPU's memory is full
     vocab_size = config.vocab_size if config.tokenizer == "bpe" else 256
-    block = 12 * config.width**2 + 13 * config.width
-    parameters = (vocab_size + config.context_length) * config.width + config.layers * block
-    # Parameters, their gradients, and AdamW's two moments in float32, on each device that does not split them.
+    parameters = vocab_size * config.width + config.layers * 12 * config.width**2
+    # Parameters, their gradients, and Muon's moment in float32, on each device that does not split them.
     split = mesh.shape["model"] * (mesh.shape["data"] if config.shard_parameters else 1)
-    state = 16 * parameters * (mesh.size // split)
+    state = 12 * parameters * (mesh.size // split)
     batches = 2 * EVALUATION_BATCHES * 4 * config.batch_size * (config.context_length + 1)
     if state + batches > total_memory():
         raise ValueError(
