@@ -10,7 +10,7 @@ References:
 import dataclasses
 import functools
 import operator
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,8 +26,16 @@ from jaxattn.masks import Segments
 from jaxattn.ring import Ring
 from jaxattn.stages import choose_dropout_key
 
+Part = Literal["causal", "scale", "positions"]
+
 # The base of rotary positions: RoFormer's.
 ROTARY_BASE = 10_000.0
+# The options of the attention layers without a part of the model.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "causal": {"mask": None},
+    "scale": {"scale": 1.0},
+    "positions": {"rotary_base": None},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +141,7 @@ class Block(nn.Module):
     config: GPTConfig
     dtype: Any = None
     ring: Ring | None = None
+    without: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(
@@ -146,6 +155,7 @@ class Block(nn.Module):
         """Apply the block; dropout is on if there is a key."""
         config = self.config
         attention_key, *branch_keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        options = functools.reduce(operator.or_, (WITHOUT[part] for part in self.without), config.attention)
         attention = AttentionLayer(
             config.num_heads,
             config.features,
@@ -154,7 +164,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             ring=self.ring,
             name="attention",
-            **config.attention,
+            **options,
         )
         normalized = make_norm(config, self.dtype, "attention_norm")(x)
         mask = None if documents is None else Segments(documents)
@@ -177,6 +187,9 @@ class GPT(nn.Module):
         dtype: the type to compute in; None is that of the parameters, float32. The logits are float32 or wider.
         remat: recompute the blocks in the backward pass, which takes time and saves memory.
         ring: shards long sequences over devices, as in `AttentionLayer`.
+        without: parts that are left out, to learn what they are for: "causal", the causal mask, so that tokens attend
+            to later ones and the model cannot generate; "scale", the division of the scores by √D; "positions", the
+            position vectors or the rotation. The parameters are those of the whole model.
 
     Args of the call:
         tokens: token ids `(..., T)`, T at most `config.context_length`. Where they are traced, an id outside the
@@ -196,7 +209,7 @@ class GPT(nn.Module):
     Raises:
         TypeError: the tokens are not integers.
         ValueError: the sequence is longer than the context, an id is outside the vocabulary, or dropout is on and has
-            no key.
+            no key, or `decode` is on in a model without its causal mask.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -211,6 +224,7 @@ class GPT(nn.Module):
     dtype: Any = None
     remat: bool = False
     ring: Ring | None = None
+    without: tuple[Part, ...] = ()
 
     @nn.compact
     def __call__(
@@ -225,6 +239,7 @@ class GPT(nn.Module):
     ) -> Float[Array, "*batch T vocab_size"]:
         """Embed tokens and positions, run the blocks, and compute logits."""
         config = self.config
+        self._check_parts(decode)
         tokens, is_padding = checked_tokens(tokens, config, lengths, decode)
         if documents is not None and decode:
             raise ValueError("documents packs several into a sequence, but decode=True continues one: leave one out")
@@ -243,11 +258,13 @@ class GPT(nn.Module):
         if not config.rotary:
             positions = self.param("positions", small, (config.context_length, config.features), jnp.float32)
             starts = self._count(tokens, lengths) if decode else document_starts(documents)
-            x = x + position_vectors(positions, tokens, starts, is_padding).astype(x.dtype)
+            if "positions" not in self.without:
+                x = x + position_vectors(positions, tokens, starts, is_padding).astype(x.dtype)
         x = drop(x, config.dropout_rate, keys[0])
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for layer, key in enumerate(keys[1:]):
-            x = block(config, self.dtype, self.ring, name=f"block_{layer}")(x, key, documents, decode, lengths)
+            layers = block(config, self.dtype, self.ring, self.without, name=f"block_{layer}")
+            x = layers(x, key, documents, decode, lengths)
         x = make_norm(config, self.dtype, "norm")(x)
         table = embedding.embedding
         if not config.tie_embedding:
@@ -255,6 +272,16 @@ class GPT(nn.Module):
             table = self.param("head", init, (config.vocab_size, config.features), jnp.float32)
         table = table.astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
+
+    def _check_parts(self, decode: bool) -> None:
+        unknown = set(self.without) - set(WITHOUT)
+        if unknown:
+            raise ValueError(f"without={self.without} names {min(unknown)!r}, but the parts are {', '.join(WITHOUT)}")
+        if decode and "causal" in self.without:
+            raise ValueError(
+                "this GPT is without its causal mask, so it cannot generate: it has learned to read each next token, "
+                "not to predict it; train one with the mask, GPT(config)"
+            )
 
     def _count(self, tokens: Array, lengths: Array | None) -> Array:
         """Return where the tokens begin `(..., 1)`, and add them to the count in the cache."""

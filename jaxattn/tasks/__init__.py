@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TASKS = {
     "text": "jaxattn.tasks.text",
     "pronouns": "jaxattn.tasks.pronouns",
+    "copy": "jaxattn.tasks.copy",
 }
 
 
@@ -65,6 +66,6 @@ def find_task(name: str) -> Task:
         ValueError: there is no task of that name.
     """
     if name not in TASKS:
-        raise ValueError(f"--task is {name!r}, but must be {' or '.join(TASKS)}")
+        raise ValueError(f"--task is {name!r}, but must be one of {', '.join(TASKS)}")
     task: Task = importlib.import_module(TASKS[name]).TASK
     return task

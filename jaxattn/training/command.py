@@ -12,6 +12,7 @@ from jax.errors import JaxRuntimeError
 
 from jaxattn.cli import Parser, run_command
 from jaxattn.training import member
+from jaxattn.training.ablation import PARTS, ablate, check_ablation
 from jaxattn.training.config import TrainConfig, flag, preset
 from jaxattn.training.devices import is_one_of_several, join_processes, use_all_cores
 from jaxattn.training.directory import saved_config
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(argv: Sequence[str]) -> int:
     """Start or resume a run; return the exit status."""
     options, config = parse(argv)
+    if options.ablate:
+        check_ablation(config, options.ablate, options.resume is not None)
     if options.resume is not None and is_complete(config, options.resume):
         say(complete(config.steps, Path(str(config.out))))
         return 0
@@ -56,6 +59,8 @@ def train(argv: Sequence[str]) -> int:
     use_all_cores()
     join_processes(options.coordinator, options.processes, options.process)
     try:
+        if options.ablate:
+            return ablate(config, options.ablate)
         return _run(config, options.resume)
     except (MemoryError, JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -94,6 +99,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
     parser = Parser(prog="jaxattn train", description=DESCRIPTION, epilog=EXIT_STATUS)
     add_options(parser, default)
     _add_resume(parser)
+    compare = parser.add_argument_group("comparison")
+    compare.add_argument(
+        "--ablate",
+        nargs="+",
+        choices=PARTS,
+        metavar="PART",
+        help=f"train the same model once whole and once without each PART, of {', '.join(PARTS)}; draw the held-out "
+        "losses in one figure in --out DIR, and say what they show",
+    )
     processes = parser.add_argument_group("several processes", "found by themselves under SLURM and Open MPI, else:")
     processes.add_argument("--coordinator", metavar="HOST:PORT", help="the address of the first process")
     processes.add_argument("--processes", type=int, metavar="N", help="the number of processes")

@@ -45,7 +45,11 @@ class TrainConfig:
     """
 
     task: str = _option(
-        DATA, "text", "text, or pronouns, a small made-up language whose every pronoun refers to one noun", "NAME"
+        DATA,
+        "text",
+        "text; pronouns, a small made-up language whose every pronoun refers to one noun; or copy, random letters and "
+        "then the same letters again",
+        "NAME",
     )
     text: tuple[str, ...] = _option(
         DATA, (), "files to train on", "FILE", empty="the source of Python's standard library", may_change=True

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.extras import require
-from jaxattn.models.gpt import GPT
-from jaxattn.tasks import find_task
+from jaxattn.models.gpt import GPT, Part
+from jaxattn.tasks import Data, find_task
 from jaxattn.training.batches import Batch, make_batch, prefetch
 from jaxattn.training.bigram import bigram_loss
 from jaxattn.training.checkpoints import Checkpoints
@@ -48,13 +48,14 @@ class Run:
     Args:
         config: what to train on, for how long, with which sizes.
         resume: the step to resume from, LAST for the last checkpoint, None to start.
+        without: parts that the model is trained without, as in `GPT`.
 
     Raises:
         OSError: a text cannot be read, or the directory cannot be written.
         ValueError: there is too little text, the directory holds another run, or sizes do not divide.
     """
 
-    def __init__(self, config: TrainConfig, resume: int | None = None) -> None:
+    def __init__(self, config: TrainConfig, resume: int | None = None, without: tuple[Part, ...] = ()) -> None:
         self.config, self.resume = config, resume
         self.is_main_process = jax.process_index() == 0
         # Raise what can go wrong before anything is written.
@@ -66,10 +67,10 @@ class Run:
             check_steps(config, resume)
             self.steps_before = saved_config(str(config.out)).steps
         self._require_packages()
-        self.data, self.directory = open_data(config, resume is not None)
+        self.data, self.directory = self._open_data()
         dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
         sizes = config.model(self.data.tokenizer.vocab_size)
-        self.model = GPT(sizes, dtype, config.remat, make_ring(self.mesh, config.kv_heads or config.heads))
+        self.model = GPT(sizes, dtype, config.remat, make_ring(self.mesh, config.kv_heads or config.heads), without)
         init_key, self.dropout_key, self.sample_key = jax.random.split(jax.random.key(config.seed), 3)
         recipe = find_recipe(config.recipe)
         self.schedule = recipe.schedule(config.steps, config.learning_rate)
@@ -88,6 +89,9 @@ class Run:
                 require(package, extra="train")
         if self.config.tensorboard:
             require("tensorboardX", extra="tensorboard")
+
+    def _open_data(self) -> tuple[Data, Path | None]:
+        return open_data(self.config, self.resume is not None)
 
     def train(self) -> Outcome | Stopped:
         """Train, save the model, and print what has been learned, or after a stop signal only how to continue.

@@ -15,7 +15,7 @@ from jaxattn.signals import on_stop_signal
 
 
 @contextlib.contextmanager
-def catch_stop_signals(directory: Path | None) -> Iterator[Callable[[], int]]:
+def catch_stop_signals(directory: Path | None, saving: str = "saves the run in") -> Iterator[Callable[[], int]]:
     """Record stop signals and say what follows; yield a function that returns the first one, or 0.
 
     The run that is saved in a directory is saved whatever comes. Without a directory a second signal ends the process.
@@ -28,7 +28,7 @@ def catch_stop_signals(directory: Path | None) -> Iterator[Callable[[], int]]:
             exit_at_once("train", number)
         # The terminal may have been closed.
         with contextlib.suppress(OSError, ValueError):
-            print(f"jaxattn train: {_announce(directory, len(received))}", file=sys.stderr, flush=True)
+            print(f"jaxattn train: {_announce(directory, saving, len(received))}", file=sys.stderr, flush=True)
 
     undo = on_stop_signal(react)
     try:
@@ -37,13 +37,13 @@ def catch_stop_signals(directory: Path | None) -> Iterator[Callable[[], int]]:
         undo()
 
 
-def _announce(directory: Path | None, count: int) -> str:
+def _announce(directory: Path | None, saving: str, count: int) -> str:
     if directory is None:
         return "stops after this step, and saves nothing, as there is no --out; a second Ctrl-C ends it at once"
     if count == 1:
-        return f"stops after this step and saves the run in {directory}; a second Ctrl-C changes nothing"
+        return f"stops after this step and {saving} {directory}; a second Ctrl-C changes nothing"
     return (
-        f"still stops after this step and saves the run in {directory}; kill -9 {os.getpid()} would end it at once and "
+        f"still stops after this step and {saving} {directory}; kill -9 {os.getpid()} would end it at once and "
         "lose the steps since the last checkpoint"
     )
 

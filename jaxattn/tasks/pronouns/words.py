@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from jaxattn.extras import require
+from jaxattn.tasks.made_up import word_tokenizer
 from jaxattn.training.tokenizer import EOS
 
 if TYPE_CHECKING:
@@ -54,20 +54,9 @@ def spell(tokens: Iterable[int]) -> str:
 
 
 def make_tokenizer() -> "Tokenizer":
-    """Return a `tokenizers.Tokenizer` with one token per word; encoding an unknown word is an error.
+    """Return the `tokenizers.Tokenizer` of these words.
 
     Raises:
         ImportError: tokenizers is not installed.
-
-    Example:
-        >>> from jaxattn.tasks.pronouns.words import make_tokenizer
-        >>> tokenizer = make_tokenizer()
-        >>> tokenizer.decode(tokenizer.encode("Near the cow, the dog").ids)
-        'near the cow , the dog'
     """
-    tokenizers = require("tokenizers", extra="train")
-    tokenizer: Tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary()))
-    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([EOS])
-    return tokenizer
+    return word_tokenizer(WORDS)
