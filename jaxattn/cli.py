@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -116,6 +117,30 @@ def _help() -> str:
     return "\n".join(["usage: jaxattn COMMAND [options]", "", *lines, "", "jaxattn COMMAND --help lists its options."])
 
 
+def paragraphs(*texts: str, examples: Sequence[tuple[str, str]] = ()) -> str:
+    """Return help text that is formatted already: paragraphs as wide as the terminal, then commands to type.
+
+    Example:
+        >>> from jaxattn.cli import paragraphs
+        >>> print(paragraphs("Train.", examples=[("jaxattn train", "on Python's standard library")]))
+        Train.
+        <BLANKLINE>
+        examples:
+          jaxattn train
+              on Python's standard library
+    """
+    width = max(30, shutil.get_terminal_size().columns - 2)
+    parts = [textwrap.fill(text, width, break_on_hyphens=False) for text in texts]
+    if examples:
+        margin = " " * 6
+        lines = (
+            f"  {command}\n{textwrap.fill(text, width, initial_indent=margin, subsequent_indent=margin)}"
+            for command, text in examples
+        )
+        parts.append("\n".join(["examples:", *lines]))
+    return "\n\n".join(parts)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence, with a suggestion for a misspelled option."""
 
@@ -125,7 +150,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
+            usage, self.usage = self.usage, None  # the usage of its own lists all options
             options = re.findall(r"--[\w-]+", self.format_usage())
+            self.usage = usage
             close = difflib.get_close_matches(unknown[1], options, n=1)
             message = f"{unknown[1]} is not an option: " + (
                 f"did you mean {close[0]}?" if close else "--help lists the options"

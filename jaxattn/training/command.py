@@ -10,10 +10,10 @@ from typing import Any
 
 from jax.errors import JaxRuntimeError
 
-from jaxattn.cli import Parser, run_command
+from jaxattn.cli import Parser, paragraphs, run_command
 from jaxattn.training import member
 from jaxattn.training.ablation import PARTS, ablate, check_ablation
-from jaxattn.training.config import TrainConfig, flag, preset
+from jaxattn.training.config import OUTPUT, TrainConfig, flag, preset
 from jaxattn.training.devices import is_one_of_several, join_processes, use_all_cores
 from jaxattn.training.directory import saved_config
 from jaxattn.training.progress import say
@@ -26,6 +26,14 @@ Train a small GPT on text, and watch its loss on held-out text fall. Without opt
 Python's standard library, about a minute on two cores of a CPU, on all cores, GPUs or TPUs that JAX finds. With --out
 DIR the run is saved as it goes: Ctrl-C or SIGTERM saves and ends it, and --resume continues it from where it was,
 whatever stopped it, with exactly the same losses."""
+
+EXAMPLES = (
+    ("jaxattn train --out runs/first", "train with the defaults, and save the model, its curve and its samples"),
+    ("jaxattn train --text book.txt --out runs/book", "learn from a text of your own"),
+    ("jaxattn train --out runs/book --resume", "continue a run that was stopped"),
+    ("jaxattn train --task copy", "learn to copy in seconds, and find the head that does it"),
+    ("jaxattn train --ablate causal heads --out runs/parts", "see what a model is without its mask, or with one head"),
+)
 
 EXIT_STATUS = """\
 Exit status: 0 the held-out loss fell, or the run to resume was complete, 1 it did not, 2 something was wrong with the
@@ -96,10 +104,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
         raise ValueError("--resume continues a saved run: name its directory with --out DIR")
     default = preset(chosen.task, chosen.recipe) if chosen.resume is None else saved_config(chosen.out)
 
-    parser = Parser(prog="jaxattn train", description=DESCRIPTION, epilog=EXIT_STATUS)
-    add_options(parser, default)
-    _add_resume(parser)
-    compare = parser.add_argument_group("comparison")
+    parser = Parser(
+        prog="jaxattn train",
+        usage="jaxattn train [options]",
+        description=paragraphs(DESCRIPTION, examples=EXAMPLES),
+        epilog=paragraphs(EXIT_STATUS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    groups = add_options(parser, default)
+    _add_resume(groups[OUTPUT])
+    compare = parser.add_argument_group("what each part is for")
     compare.add_argument(
         "--ablate",
         nargs="+",
@@ -120,8 +134,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, TrainConfig]:
     return options, dataclasses.replace(default, **given)
 
 
-def add_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
-    """Add an option for each field of the configuration; options that are not given are absent from the result."""
+def add_options(parser: argparse.ArgumentParser, default: TrainConfig) -> dict[str, Any]:
+    """Add an option for each field of the configuration, and return the groups of options by title.
+
+    Options that are not given are absent from the result of the parser.
+    """
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(default):
         title, value = field.metadata["group"], getattr(default, field.name)
@@ -138,9 +155,10 @@ def add_options(parser: argparse.ArgumentParser, default: TrainConfig) -> None:
             if isinstance(value, tuple):
                 settings["nargs"] = "+"
         groups[title].add_argument(flag(field.name), **settings)
+    return groups
 
 
-def _add_resume(parser: argparse.ArgumentParser) -> None:
+def _add_resume(parser: Any) -> None:
     parser.add_argument(
         "--resume",
         type=_step,

@@ -21,7 +21,7 @@ RANGES = {
     "vocab_size": (257, LARGE),
 }
 DATA, MODEL, OPTIMIZATION = "what to learn", "model", "optimization"
-DEVICES, OUTPUT = "devices and memory", "output"
+DEVICES, OUTPUT = "devices and memory", "saving and resuming"
 
 
 def _option(

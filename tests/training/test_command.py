@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from jaxattn import GPTConfig
 from jaxattn.tasks import TASKS, Data, Task
 from jaxattn.tasks.text import TASK as TEXT
-from jaxattn.training.command import parse
+from jaxattn.training.ablation import check_ablation
+from jaxattn.training.command import EXAMPLES, parse
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.run import Run
 
@@ -75,6 +77,27 @@ def test_help_shows_the_defaults_that_hold(capsys, saved):
     assert "training steps (default: 3)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_is_grouped_has_examples_and_is_as_wide_as_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit, match="0"):
+        parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert columns - 12 < max(map(len, lines)) <= columns
+    titles = [line[:-1] for line in lines if re.fullmatch(r"[a-z ]+:", line)]
+    assert titles[:3] == ["examples", "options", "what to learn"]
+    assert len(titles) == len(set(titles)) == 9
+    assert "  jaxattn train --text book.txt --out runs/book" in lines
+
+
+def test_the_examples_of_the_help_are_commands_that_are_understood(saved):
+    for command, _ in EXAMPLES:
+        words = command.removeprefix("jaxattn train ").replace("runs/book --resume", f"{saved.out} --resume").split()
+        options, _ = parse(words)
+        if options.ablate:
+            check_ablation(parse(words)[1], options.ablate, resumes=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -108,12 +131,14 @@ def test_invalid_options_are_named(arguments, words):
         (["--nothing-like-it"], "--nothing-like-it is not an option: --help lists the options"),
         (["--steps", "x"], "argument --steps: invalid int value: 'x'"),
         (["--task"], "argument --task: expected one argument"),
+        (["--ablate", "norms"], "argument --ablate: invalid choice: 'norms'"),
     ],
 )
 def test_a_misspelled_option_is_one_sentence(arguments, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse(arguments)
-    assert capsys.readouterr().err == f"jaxattn train: {words}\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"jaxattn train: {words}")
 
 
 def test_a_task_is_one_module_and_one_line_of_the_registry(monkeypatch, tmp_path, capsys):
