@@ -20,7 +20,7 @@ class CopyTask(MadeUpTask):
 
     preset: ClassVar[Mapping[str, Any]] = {
         "context_length": LENGTH,
-        "layers": 2,
+        "layers": 1,
         "heads": 2,
         "width": 64,
         "batch_size": 32,
