@@ -34,6 +34,7 @@ from jaxattn.training.comparison import (
 )
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.data import open_data
+from jaxattn.training.devices import parse_mesh
 from jaxattn.training.directory import FILE as RUN
 from jaxattn.training.evaluation import fixed_batches
 from jaxattn.training.journal import Journal
@@ -64,6 +65,9 @@ def check_ablation(config: TrainConfig, parts: Sequence[str], resumes: bool) -> 
         raise ValueError("--ablate writes no TensorBoard scalars: leave --tensorboard out")
     if "heads" in parts and config.heads == 1:
         raise ValueError("--ablate heads compares with one head, but the model has one already: write --heads 4")
+    for part, axis in ("heads", "model"), ("dropout", "seq"):
+        if part in parts and parse_mesh(config.mesh).get(axis, 1) > 1:
+            raise ValueError(f"--ablate {part} cannot train on --mesh {config.mesh}: leave {axis}= out")
     require("matplotlib", extra="train")
 
 

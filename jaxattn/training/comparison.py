@@ -162,7 +162,7 @@ def draw_comparison(comparison: Comparison, directory: Path) -> None:
         OSError: the disk is full, or the directory cannot be written.
         ImportError: matplotlib is not installed.
     """
-    caption = "\n".join("\n".join(textwrap.wrap(text, 135)) for text in sentences(comparison))
+    caption = "\n".join("\n".join(textwrap.wrap(text, 150)) for text in sentences(comparison))
     lines = caption.count("\n") + 1 if caption else 0
     share = lines * LINE / (HEIGHT + lines * LINE)  # of the figure's height
     figure = require("matplotlib.figure", extra="train").Figure(

@@ -326,3 +326,39 @@ def test_with_zero_init_a_new_model_guesses_uniformly_and_its_blocks_change_noth
         assert not block["attention"]["out"]["kernel"].any()
         assert not block["contract"]["kernel"].any()
     assert not params["head"].any()
+
+
+def test_without_its_causal_mask_a_gpt_attends_to_later_tokens_and_refuses_to_generate():
+    model, params = model_and_params()
+    without = GPT(CONFIG, without=("causal",))
+    first, changed = tokens(), tokens().at[-1].set((tokens()[-1] + 1) % CONFIG.vocab_size)
+    for gpt, is_same in (model, True), (without, False):
+        logits, later = (gpt.apply({"params": params}, ids) for ids in (first, changed))
+        assert np.allclose(logits[:-1], later[:-1], atol=1e-6) == is_same
+    with pytest.raises(ValueError, match="this GPT is without its causal mask, so it cannot generate"):
+        generate(without, params, first, 2, temperature=0)
+
+
+def test_without_its_scale_a_gpt_is_the_whole_one_with_larger_queries():
+    config = dataclasses.replace(CONFIG, num_layers=1)
+    _, params = model_and_params(config)
+    smaller = jax.tree_util.tree_map_with_path(
+        lambda path, p: p / np.sqrt(np.float32(4)) if path[-2].key == "query" else p, params
+    )
+    without = GPT(config, without=("scale",)).apply({"params": smaller}, tokens())
+    chex.assert_trees_all_close(without, GPT(config).apply({"params": params}, tokens()), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CHANGED], ids=["learned", "rotary"])
+def test_without_positions_one_block_does_not_know_the_order_of_earlier_tokens(config):
+    config = dataclasses.replace(config, num_layers=1)
+    model, params = model_and_params(config)
+    reordered = tokens()[jnp.array([3, 0, 5, 1, 7, 2, 4, 6, 8])]
+    for gpt, is_same in (model, False), (GPT(config, without=("positions",)), True):
+        logits, other = (gpt.apply({"params": params}, ids)[-1] for ids in (tokens(), reordered))
+        assert np.allclose(logits, other, atol=1e-5) == is_same
+
+
+def test_a_part_that_is_not_one_is_named():
+    with pytest.raises(ValueError, match="names 'mask', but the parts are"):
+        GPT(CONFIG, without=("mask",)).init(jax.random.key(0), tokens())

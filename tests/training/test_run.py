@@ -122,7 +122,7 @@ def test_a_run_of_version_0_1_0_resumes(tmp_path, monkeypatch):
     old = records_of("run")
     assert Run(saved_config("run"), resume=LAST).train().steps == 6
     new = records_of("run")
-    assert new.keys() == old.keys()
+    assert {key for key in new if key[1] != "sample"} == {key for key in old if key[1] != "sample"}
     for name in ("loss", "gradient_norm"):  # of step 3, before its update
         assert new[3, name] == pytest.approx(old[3, name], rel=1e-5)
     # Since then, the learning rate of a step is that of the step after it in version 0.1.0, whose first one was 0.
