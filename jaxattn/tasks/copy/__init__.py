@@ -19,6 +19,7 @@ class CopyTask(MadeUpTask):
     """Sequences drawn from the seed; the report says how often the copy is right, and which head copies."""
 
     preset: ClassVar[Mapping[str, Any]] = {
+        "recipe": "gpt2",
         "context_length": LENGTH,
         "layers": 1,
         "heads": 2,
