@@ -85,6 +85,17 @@ def test_the_same_parameters_give_the_same_bits(name):
         )
 
 
+def test_nnx_captures_the_steps_that_linen_sows():
+    linen, variables, theirs = twins(**OPTIONS["gemma"])
+    _, collected = linen.apply(variables, X, mutable=["intermediates"])
+    output, captured = nnx.capture(theirs, nnx.Intermediate)(X)
+    steps = nnx.to_pure_dict(captured)
+    assert set(steps) == {"queries", "keys", "values", "scores", "weights", "kept_weights", "context"}
+    jax.tree.map(np.testing.assert_array_equal, steps, dict(collected["intermediates"]))
+    np.testing.assert_array_equal(output, theirs(X))
+    assert not nnx.state(theirs, nnx.Intermediate)  # nothing is kept without nnx.capture, or after it
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -7,6 +7,7 @@ weights move between the two as they are. What differs:
     rngs                            keys for the parameters, and its `dropout` stream; in a call, for dropout_key
     deterministic                   None follows the attribute that `train()`, `eval()` and `nnx.view` set
     cache                           `nnx.Cache` variables below `layer.cache`; `init_cache` makes them before a scan
+    intermediates                   `nnx.capture(layer, nnx.Intermediate)(x)` returns the steps that Linen's layer sows
 
 The stages of the book become NNX modules by Flax's bridge:
 

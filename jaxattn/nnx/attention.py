@@ -24,7 +24,7 @@ from jaxattn.layer.heads import (
     sizes,
 )
 from jaxattn.masks import Causal, Mask
-from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_storage
+from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_storage, steps_sower
 from jaxattn.ring import Ring
 from jaxattn.rotary import Rotary
 from jaxattn.stages import Output
@@ -120,7 +120,7 @@ class MultiHeadAttention(DroppingModule):
         """Attend."""
         dropout_key = self._dropout_key(deterministic, rngs)
         call = Call(dropout_key, return_weights, context, mask, positions, decode, lengths, keep_context)
-        face = Face(self._project, self._normalize, self._parameter, nnx_storage(self))
+        face = Face(self._project, self._normalize, self._parameter, nnx_storage(self), steps_sower(self))
         return forward(self, face, x, call)
 
     def init_cache(self, *batch: int, dtype: Any = None) -> None:

@@ -1,5 +1,7 @@
 """What the NNX modules share: projections, normalization, dropout keys, and how they keep a cache."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +11,8 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxattn.checks import check_rate
+from jaxattn.kernels import dense
+from jaxattn.kernels.call import checked_call
 from jaxattn.layer.decoding import Storage
 from jaxattn.layer.heads import HeadNorm, normalized, parameter_init
 
@@ -103,3 +107,16 @@ def nnx_storage(module: Any) -> Storage:
                 module.cache[name] = nnx.Cache(array)
 
     return Storage(read, write)
+
+
+def steps_sower(module: nnx.Module) -> Callable[..., None] | None:
+    """Return what keeps the steps of attention in a module, where `nnx.capture` collects intermediates, or None."""
+    captured = getattr(module, "__captures__", ())
+    is_collected = any(type(variable) is nnx.Intermediate for variable in captured)
+    return functools.partial(_sow_steps, module) if is_collected else None
+
+
+def _sow_steps(module: nnx.Module, query: Array, key: Array, value: Array, mask: Any, **options: Any) -> None:
+    steps = dense.attend(checked_call(query, key, value, mask, **options))
+    for name, step in {"queries": query, "keys": key, "values": value, **steps._asdict()}.items():
+        module.sow(nnx.Intermediate, name, step)
