@@ -61,7 +61,15 @@ def apply(model, params, tokens):
     return model.apply({"params": params}, tokens)
 
 
-@pytest.mark.parametrize(("P", "num_tokens"), [(1, 6), (1, 20), (4, 8), (4, 9), (11, 1), (12, 6), (15, 3)])
+@pytest.mark.parametrize(
+    ("P", "num_tokens"),
+    [
+        (1, 20),
+        (4, 9),
+        (15, 3),
+        *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 6), (4, 8), (11, 1), (12, 6))),
+    ],
+)
 def test_the_most_likely_continuation_equals_that_of_full_forward_passes(model, P, num_tokens):
     prompt = draw(P, P)
     expected = naive(*model, prompt, num_tokens)
