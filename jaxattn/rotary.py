@@ -115,7 +115,9 @@ class YarnScaling:
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, width - 1)
-        span = max(last - first, 0.001)
+        # Where even the first pair turns less than `beta_slow` times, it is negative, and nothing is scaled, as in the
+        # code of the paper's authors and in transformers.
+        span = last - first or 0.001
         share = 1 - np.clip((np.arange(len(speeds)) - first) / span, 0, 1)
         return (1 - share) * speeds / self.factor + share * speeds
 

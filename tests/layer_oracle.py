@@ -84,7 +84,7 @@ def pair_speeds(width, rotary):
     low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
     low, high = (math.floor(low), math.ceil(high)) if scaling.truncate else (low, high)
     low, high = max(low, 0), min(high, width - 1)
-    ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0, 1)
+    ramp = np.clip((np.arange(width // 2) - low) / (high - low or 0.001), 0, 1)
     magnitude = scaling.attention_factor
     magnitude = 0.1 * math.log(scaling.factor) + 1 if magnitude is None else magnitude
     return ramp * slow + (1 - ramp) * speeds, magnitude
