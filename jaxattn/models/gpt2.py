@@ -21,6 +21,7 @@ _SUPPORTED = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
+    "is_causal": (True,),
 }
 
 

@@ -273,6 +273,7 @@ def test_a_rolling_cache_takes_the_place_of_the_long_one():
         ({"rope_scaling": {"rope_type": "linear"}}, "factor=None, but rope_type='linear' needs a number"),
         ({"rope_parameters": {"rope_theta": 1e4, "twist": 2.0}}, "twist=2.0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"is_causal": False}, "is_causal=False, which the layer does not compute"),
         ({"hidden_size": None}, "no field 'hidden_size'"),
         ({"hidden_size": 8.5}, "hidden_size=8.5, but must have an integer"),
         ({"attention_bias": True}, "q_proj.bias is missing"),
@@ -300,6 +301,12 @@ def test_left_over_tensors_wrong_parts_and_wrong_types_are_named():
         from_transformers(LLAMA, llama_tensors())
     with pytest.raises(ValueError, match="part='encoder' of a llama must be None"):
         from_transformers(LLAMA, llama_tensors(), layer=1, part="encoder")
+    with pytest.raises(ValueError, match="part='encoder' of a gpt2 must be None, 'cross'"):
+        from_transformers({"model_type": "gpt2"}, {}, part="encoder")
+    with pytest.raises(
+        ValueError, match=r"part='cross' needs cross-attention, but .* bert has add_cross_attention=False"
+    ):
+        from_transformers({"model_type": "bert"}, {}, part="cross")
     with pytest.raises(TypeError, match="config is a int"):
         from_transformers(3, llama_tensors(), layer=1)
     with pytest.raises(ValueError, match="has type int8"):

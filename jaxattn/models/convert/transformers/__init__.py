@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxattn.masks import Causal
 from jaxattn.models.convert.files import read_tensors
 from jaxattn.models.convert.tensors import Params, Tensors
 from jaxattn.models.convert.transformers.bert import bert
@@ -14,7 +15,7 @@ from jaxattn.models.convert.transformers.gpt2 import gpt2
 from jaxattn.models.convert.transformers.gpt_oss import gpt_oss
 from jaxattn.models.convert.transformers.llama import llama, mistral, qwen2, qwen3
 from jaxattn.models.convert.transformers.recipe import Recipe
-from jaxattn.models.convert.transformers.t5 import PARTS, t5
+from jaxattn.models.convert.transformers.t5 import t5
 
 FAMILIES: dict[str, Callable[..., Recipe]] = {
     "bert": bert,
@@ -33,6 +34,12 @@ FAMILIES: dict[str, Callable[..., Recipe]] = {
 # What the names of tensors begin with, depending on the class of the model.
 ROOTS = ("", "model.", "transformer.", "bert.", "language_model.", "language_model.model.", "model.language_model.")
 LAYERS = {"gpt2": "n_layer", "t5": "num_layers"}
+# Families whose models have several kinds of attention in a layer.
+PARTS: dict[str, tuple[str | None, ...]] = {
+    "bert": (None, "cross"),
+    "gpt2": (None, "cross"),
+    "t5": ("encoder", "decoder", "cross"),
+}
 
 
 def from_transformers(
@@ -45,7 +52,7 @@ def from_transformers(
         state_dict: the model's tensors, or those of the module of attention alone, of PyTorch, NumPy or JAX; or the
             directory of its safetensors files.
         layer: the number of the layer, from 0.
-        part: in T5, "encoder", "decoder" or "cross".
+        part: in T5, "encoder", "decoder" or "cross"; in GPT-2 and BERT with cross-attention, "cross" is that.
         fields: further fields of the layer, such as `dtype`, in place of those of the configuration. By default,
             `cache_length` is the longest sequence that the model is for.
 
@@ -84,17 +91,20 @@ def recipe_of(config: Mapping[str, Any], layer: int, part: str | None = None) ->
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"config has model_type={kind!r}, but supported are {', '.join(sorted(FAMILIES))}")
-    if (part in PARTS) != (kind == "t5") or (part is not None and kind != "t5"):
-        allowed = ", ".join(map(repr, PARTS)) if kind == "t5" else "None"
-        raise ValueError(
-            f"part={part!r} of a {kind} must be {allowed}" + (": write part='encoder'" if kind == "t5" else "")
-        )
+    parts = PARTS.get(kind, (None,))
+    if part not in parts:
+        allowed = ", ".join(map(repr, parts))
+        raise ValueError(f"part={part!r} of a {kind} must be {allowed}: write part={parts[0]!r}")
     name = "num_decoder_layers" if part in ("decoder", "cross") and config.get("num_decoder_layers") else None
     count = config.get(name or LAYERS.get(kind, "num_hidden_layers"))
     if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0 or (count is not None and layer >= count):
         raise ValueError(f"layer={layer!r} must be an integer from 0" + ("" if count is None else f" to {count - 1}"))
     fields = Fields(f"the configuration of a {kind}", config)
-    recipe = t5(fields, layer, part) if part is not None else FAMILIES[kind](fields, layer)
+    recipe = FAMILIES[kind](fields, layer, part) if kind in PARTS else FAMILIES[kind](fields, layer)
+    if recipe.fields.get("mask", Causal()) is None:
+        fields.ignore("is_causal")
+    else:
+        fields.require("is_causal", True)  # False would make the model's mask let everyone attend to everyone
     fields.finish()
     return recipe
 

@@ -10,8 +10,8 @@ from jaxattn.models.convert.transformers.recipe import Recipe, linear_layers
 NAMES = ("self.query", "self.key", "self.value", "output.dense")
 
 
-def bert(fields: Fields, layer: int) -> Recipe:
-    """BERT, whose decoders are causal."""
+def bert(fields: Fields, layer: int, part: str | None) -> Recipe:
+    """BERT, whose decoders are causal, and may have cross-attention."""
     fields.ignore(
         "hidden_dropout_prob type_vocab_size classifier_dropout add_cross_attention directionality "
         "gradient_checkpointing pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
@@ -21,15 +21,17 @@ def bert(fields: Fields, layer: int) -> Recipe:
     width, H = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
     if width % H:
         raise ValueError(f"{fields.owner} has hidden_size={width}, which its {H} heads do not divide")
-    is_decoder = bool(fields.take("is_decoder", False))
+    is_causal = bool(fields.take("is_decoder", False)) and part is None
+    if part == "cross":
+        fields.check_cross()
     options: dict[str, Any] = {
         "num_heads": H,
         "features": width,
         "head_width": width // H,
         "use_bias": True,
-        "mask": Causal() if is_decoder else None,
+        "mask": Causal() if is_causal else None,
         "dropout_rate": float(fields.take("attention_probs_dropout_prob", 0.1)),
-        "cache_length": fields.take("max_position_embeddings") if is_decoder else None,
+        "cache_length": fields.take("max_position_embeddings") if is_causal else None,
     }
 
     def params(tensors: Tensors) -> Params:
@@ -37,4 +39,5 @@ def bert(fields: Fields, layer: int) -> Recipe:
             tensors.discard(name)  # it follows the residual, outside attention
         return linear_layers(tensors, options, NAMES)
 
-    return Recipe(f"encoder.layer.{layer}.attention.", "self.query.weight", options, params)
+    module = "crossattention" if part == "cross" else "attention"
+    return Recipe(f"encoder.layer.{layer}.{module}.", "self.query.weight", options, params)

@@ -12,8 +12,7 @@ from jaxattn.models.convert.transformers.rope import magnitude, rope_fields, rot
 EXPERTS = """
     n_group n_routed_experts n_shared_experts num_experts num_local_experts num_experts_per_tok norm_topk_prob
     routed_scaling_factor topk_group topk_method first_k_dense_replace moe_intermediate_size moe_layer_freq ep_size
-    scoring_func aux_loss_alpha seq_aux num_nextn_predict_layers num_mtp_layers output_router_logits auto_map head_dim
-    qk_head_dim
+    scoring_func aux_loss_alpha seq_aux num_nextn_predict_layers num_mtp_layers output_router_logits auto_map
 """
 
 
@@ -33,6 +32,8 @@ def _recipe(fields: Fields, layer: int, interleaved: bool) -> Recipe:
     fields.ignore(EXPERTS)
     H, nope, rope = (fields.size(name) for name in ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
     fields.require("num_key_value_heads", H)
+    fields.require("head_dim", rope)
+    fields.require("qk_head_dim", nope + rope)
     options: dict[str, Any] = {
         "num_heads": H,
         "features": fields.size("hidden_size"),

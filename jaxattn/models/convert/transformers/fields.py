@@ -94,6 +94,15 @@ class Fields:
                 f"{' or '.join(map(repr, allowed)) or None}"
             )
 
+    def check_cross(self) -> None:
+        """Check that a model has cross-attention.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if not self.take("add_cross_attention", False):
+            raise ValueError(f"part='cross' needs cross-attention, but {self.owner} has add_cross_attention=False")
+
     def ignore(self, names: str) -> None:
         """Take fields that say nothing about the layer, separated by spaces."""
         self._taken |= set(names.split())

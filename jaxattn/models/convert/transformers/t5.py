@@ -10,7 +10,6 @@ from jaxattn.models.convert.tensors import Params, Tensors
 from jaxattn.models.convert.transformers.fields import Fields
 from jaxattn.models.convert.transformers.recipe import Recipe, linear_layers
 
-PARTS = ("encoder", "decoder", "cross")
 TABLE = "relative_attention_bias.weight"
 
 
