@@ -157,10 +157,10 @@ def _compile_step(problem: Problem, axis: str, n: int, shard_parameters: bool) -
 def tiles_of_devices(T: int, n: int) -> list[int]:
     """Count the tiles of causal attention, for one head, that each of n devices has when they share the tokens."""
     layout = choose_layout(Causal(), T, T, n)
-    chunk = T // layout.count
+    chunk = T // layout.total
     tile = min(TILE, chunk)
     # The last tile of keys that each tile of queries attends to, chunk by chunk.
-    last = np.arange(T // tile).reshape(layout.count, -1)
+    last = np.arange(T // tile).reshape(layout.total, -1)
     return [int((1 + last[layout.chunks_of(device)]).sum()) for device in range(n)]
 
 

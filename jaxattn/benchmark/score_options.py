@@ -44,12 +44,13 @@ def compare_option(name: str, case: Case) -> Comparison:
 def option_arguments(name: str, H: int) -> dict[str, Any]:
     """Return the arguments of `dot_product_attention` for an option."""
     random = np.random.default_rng(0).standard_normal((BUCKETS, H)).astype(np.float32)
-    return {
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
         "soft cap": lambda: {"soft_cap": SOFT_CAP},
         "sinks": lambda: {"sinks": jnp.asarray(random[0])},
         "alibi": lambda: {"bias": biases.Alibi.for_heads(H)},
         "relative": lambda: {"bias": biases.Relative(jnp.asarray(random), bidirectional=False)},
-    }[name]()
+    }
+    return makers[name]()
 
 
 def _candidate(label: str, case: Case, arguments: Mapping[str, Any]) -> Candidate:

@@ -105,7 +105,7 @@ def _stack(tree: Any, mesh: Mesh) -> dict[str, Array]:
 
 
 def _unstack(stacked: Mapping[str, Array], like: Any) -> Any:
-    flat = {}
+    flat: dict[tuple[str, ...], Array] = {}
     for name, paths in _groups(flatten_dict(like)).items():
         arrays = stacked[name] if name.startswith(STACK) else [stacked[name]]
         flat |= dict(zip(paths, arrays, strict=True))

@@ -58,8 +58,8 @@ def report_copying(model: GPT, params: Any, sequences: np.ndarray, training: np.
         sequences: the test sequences `(N, LENGTH)`, held out from training.
         training: sequences on which the bigram is counted.
     """
-    right: list[Array] = []
-    attention: list[Array] = []
+    right: list[np.ndarray] = []
+    attention: list[np.ndarray] = []
     for start in range(0, len(sequences), BATCH):
         batch_right, weights = _predict(model, params, sequences[start : start + BATCH])
         right.append(np.asarray(batch_right))  # (BATCH, NUMBER)
