@@ -59,6 +59,7 @@ def test_a_size_of_zero_gives_what_is_left_with_gradients(empty, implementation)
 def test_query_heads_without_kv_heads_are_refused():
     with pytest.raises(ValueError, match="4 query heads cannot share 0 KV heads"):
         dot_product_attention(jnp.ones((3, 4, 2)), jnp.ones((3, 0, 2)), jnp.ones((3, 0, 2)))
+    assert dot_product_attention(*[jnp.ones((3, 0, 2))] * 3).shape == (3, 0, 2)
 
 
 PRECISIONS = [

@@ -11,12 +11,22 @@ from cases import KERNELS, draw, patched
 from jaxattn import masks
 from jaxattn.kernels import blocks, choice, softmax
 from jaxattn.kernels.call import checked_call
+from jaxattn.kernels.exp2 import exp2
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     with patched((blocks, "SIDE", 32), (choice, "FEW_SCORES_PER_HEAD", 0)):
         yield
+
+
+def test_exp2_is_exact_to_the_last_bits_and_zero_where_float32_ends():
+    x = np.linspace(-126, 127, 5000, dtype=np.float32)
+    np.testing.assert_allclose(exp2(jnp.asarray(x)), np.exp2(x.astype(np.float64)), rtol=3e-7)
+    assert (exp2(jnp.array([-126.01, -1e30, -jnp.inf])) == 0).all()
+    assert jnp.isnan(exp2(jnp.array([jnp.nan]))).all()
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(exp2(jnp.asarray(x, jnp.float64)), np.exp2(x.astype(np.float64)), rtol=1e-13)
 
 
 @pytest.fixture(params=KERNELS)
