@@ -112,7 +112,10 @@ def check_case(name, *, T=16, S=16, K=2, **ring):
     query, key, value = draw_heads(0, batch=(B,), T=T, S=S, H=H, K=K, D=D, D_v=D_v)
     gradient, of_lse = draw(7, (B, T, H, D_v), (B, H, T))
     right = expected((query, key, value, gradient, of_lse), mask, options)
-    smooth = {name: option for name, option in options.items() if name in ("bias", "sinks", "scale")}
+    differentiable = (jax.Array, biases.Bias)
+    smooth = {
+        name: option for name, option in options.items() if isinstance(option, differentiable) and name != "dropout_key"
+    }
     fixed = {name: option for name, option in options.items() if name not in smooth}
 
     def attend(query, key, value, smooth, mask):

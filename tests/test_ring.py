@@ -10,7 +10,7 @@ import pytest
 from cases import draw, patched
 from jax.sharding import AxisType
 
-from jaxattn import AttentionLayer, dot_product_attention, masks, ring_attention
+from jaxattn import GPT, AttentionLayer, GPTConfig, dot_product_attention, masks, ring_attention
 from jaxattn.kernels.native import library
 from jaxattn.ring import Ring
 
@@ -33,14 +33,55 @@ def test_segments_of_queries_and_of_keys_hold_in_the_ring_with_gradients(segment
     assert np.abs(came - RING(query, key, value, masks.Causal())).max() > 0.01  # documents matter
 
 
-def test_a_layer_with_a_ring_honours_documents_and_their_keys():
+@pytest.mark.parametrize("mask", [None, masks.Segments(IDS, KEY_IDS), masks.Lengths(jnp.array([2, 5]))], ids=type)
+def test_a_layer_with_a_ring_gives_the_numbers_of_one_without(mask):
     (x,) = draw(0, (2, 6, 8))
-    alone = AttentionLayer(2, 8)
+    fields = {"soft_cap": 2.0, "use_sinks": True, "position_bias": "alibi", "rotary_base": 100.0}
+    alone = AttentionLayer(2, 8, 0.4, **fields)
     ring = alone.clone(ring=Ring(MESH, "tokens"))
     variables = alone.init(jax.random.key(0), x)
-    for mask in (None, masks.Segments(IDS), masks.Segments(IDS, KEY_IDS)):
-        came, expected = (layer.apply(variables, x, mask=mask) for layer in (ring, alone))
-        chex.assert_trees_all_close(came, expected, atol=2e-6)
+    run = functools.partial(jax.jit, static_argnums=0)(
+        lambda layer: layer.apply(variables, x, False, jax.random.key(1), mask=mask)
+    )
+    chex.assert_trees_all_close(run(ring), run(alone), atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{"return_weights": True}, {"decode": True, "mutable": ["cache"]}], ids=str)
+def test_a_layer_with_a_ring_says_what_it_cannot_do(options):
+    (x,) = draw(0, (2, 6, 8))
+    layer = AttentionLayer(2, 8, cache_length=6)
+    variables = layer.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="write ring=None"):
+        layer.clone(ring=Ring(MESH, "tokens")).apply(variables, x, **options)
+
+
+@pytest.mark.skipif(library.missing() is not None, reason="the library is not compiled")
+def test_the_native_kernel_runs_inside_a_ring_forward_and_backward():
+    heads = jax.ShapeDtypeStruct((1, 512, 2, 8), jnp.float32)
+    run = jax.jit(jax.grad(lambda x: RING(x, x, x, masks.Causal()).sum()))
+    lowered = run.trace(heads).lower(lowering_platforms=("cpu",)).as_text()
+    assert "jaxattn_forward" in lowered
+    assert "jaxattn_backward" in lowered
+
+
+def test_gpt_takes_tokens_in_natural_order():
+    model = GPT(GPTConfig(256, 8, 1, 2, 8), ring=Ring(MESH, "tokens", order="zigzag"))
+    with pytest.raises(ValueError, match=r"ring has order='zigzag'.*write Ring\(mesh, axis\)"):
+        model.init(jax.random.key(0), jnp.zeros(8, jnp.int32))
+
+
+def test_a_mask_of_another_kind_is_named_with_what_to_write():
+    class Even(masks.Mask):
+        def expanded(self, T, S):
+            return self
+
+        def allows(self, queries, keys):
+            return (queries + keys) % 2 == 0
+
+    jax.tree_util.register_static(Even)
+    heads = jnp.ones((2, 6, 2, 4))
+    with pytest.raises(TypeError, match=r"mask is a Even.*write mask.array\(T, S\)"):
+        RING(heads, heads, heads, Even())
 
 
 @pytest.mark.parametrize("precision", ["highest", ("default", "high")])

@@ -35,7 +35,6 @@ mesh = mesh_of(2, 2, 2, kind=AxisType.Explicit)
 check_case("everything", T=8, S=16, mesh=mesh, axis="tokens", batch_axis="data", head_axis="heads")
 check_case("bias", mesh=mesh_of(4), axis="tokens", strategy="all_gather")
 check_case("dropout", K=1, mesh=mesh_of(4), axis="tokens", strategy="all_to_all")
-check_zigzag("alibi", mesh=mesh_of(2), axis="tokens")
 
 def compiled(n, mask, differentiate):
     mesh = mesh_of(n)
@@ -62,18 +61,17 @@ assert window == 2 * array // 8, window  # one hop
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_option_gives_the_numbers_of_one_device_on_any_number_of_devices(name):
+@pytest.mark.parametrize("names", [NAMES[first::5] for first in range(5)], ids=", ".join)
+def test_every_option_gives_the_numbers_of_one_device_on_any_number_of_devices(names):
     on_devices(f"""
-for n, K, (T, S) in ((2, 4, (16, 16)), (4, 2, (16, 32)), (8, 1, (32, 32)), (8, 2, (40, 8))):
+axes = {{"axis": "tokens", "batch_axis": "data", "head_axis": "heads"}}
+for name in {names!r}:
+    check_case(name, K=4, mesh=mesh_of(2), axis="tokens")
+    check_case(name, T=40, S=8, K=1, mesh=mesh_of(8), axis="tokens")
     for strategy in ("ring", "all_gather", "all_to_all"):
-        if strategy != "all_to_all" or n <= 4:
-            check_case({name!r}, T=T, S=S, K=K, mesh=mesh_of(n), axis="tokens", strategy=strategy)
-for strategy in ("ring", "all_gather", "all_to_all"):
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        axes = {{"axis": "tokens", "batch_axis": "data", "head_axis": "heads"}}
-        check_case({name!r}, mesh=mesh_of(2, 2, 2, kind=kind), strategy=strategy, **axes)
-        check_case({name!r}, mesh=mesh_of(2, 2, 2, kind=kind), axis="tokens", strategy=strategy)
+        check_case(name, T=16, S=32, mesh=mesh_of(4), axis="tokens", strategy=strategy)
+        check_case(name, mesh=mesh_of(2, 2, 2, kind=AxisType.Explicit), strategy=strategy, **axes)
+    check_case(name, mesh=mesh_of(2, 2, 2), axis="tokens")
 """)
 
 
@@ -85,6 +83,35 @@ def test_tokens_in_zigzag_order_give_the_numbers_of_natural_order(strategy, kind
 for n in (2, 4):
     check_zigzag({kind!r}, mesh=mesh_of(n), axis="tokens", strategy={strategy!r})
     check_zigzag({kind!r}, 32, 16, mesh=mesh_of(n), axis="tokens", strategy={strategy!r})
+""")
+
+
+@pytest.mark.slow
+def test_layers_keep_zigzag_order_with_their_positions():
+    on_devices("""
+from jaxattn.ring import Ring, zigzag_order
+x, order = draw(2, 16, 8), zigzag_order(16, 4)
+alone = AttentionLayer(4, 8, rotary_base=100.0, position_bias="alibi")
+layer = alone.clone(ring=Ring(mesh_of(4), "tokens", order="zigzag"))
+variables = alone.init(jax.random.key(0), x)
+run = jax.jit(lambda layer, x: layer.apply(variables, layer.apply(variables, x)), static_argnums=0)
+np.testing.assert_allclose(run(layer, x[:, order])[:, np.argsort(order)], run(alone, x), atol=1e-5)
+""")
+
+
+@pytest.mark.slow
+def test_bfloat16_is_as_exact_on_eight_devices_as_on_one():
+    on_devices("""
+heads = [draw(2, 256, 4, 16).astype(jnp.bfloat16) for _ in range(3)]
+def errors(attend):
+    run = jax.jit(jax.value_and_grad(lambda *heads: (attend(*heads).astype(jnp.float32) ** 2).sum(), (0, 1, 2)))
+    wide = [array.astype(jnp.float32) for array in heads]
+    right = jax.grad(lambda *heads: (dot_product_attention(*heads, masks.Causal()) ** 2).sum(), (0, 1, 2))(*wide)
+    return [float(jnp.abs(a.astype(jnp.float32) - b).mean()) for a, b in zip(run(*heads)[1], right)]
+alone = errors(lambda *heads: dot_product_attention(*heads, masks.Causal()))
+for strategy in ("ring", "all_gather"):
+    ring = errors(lambda *h: ring_attention(*h, masks.Causal(), mesh=mesh_of(8), axis="tokens", strategy=strategy))
+    assert all(one < 1.1 * other for one, other in zip(ring, alone)), (strategy, ring, alone)
 """)
 
 

@@ -51,9 +51,8 @@ def forward(layer: Any, face: Face, x: Any, call: Call) -> Array | tuple[Array, 
 def _positions_in_ring(layer: Any, x: Array) -> Any:
     """Return the positions of tokens in zig-zag order, or None for natural order."""
     ring = layer.ring
-    if ring is None or ring.order == "natural":
-        return None
-    return zigzag_order(x.shape[-2], ring.mesh.shape[ring.axis])
+    in_natural_order = ring is None or ring.order == "natural"
+    return None if in_natural_order else zigzag_order(x.shape[-2], ring.mesh.shape[ring.axis])
 
 
 def token_positions(x: Array, cached: Array | None, positions: Any) -> Array:

@@ -186,7 +186,7 @@ class GPT(nn.Module):
         config: the sizes.
         dtype: the type to compute in; None is that of the parameters, float32. The logits are float32 or wider.
         remat: recompute the blocks in the backward pass, which takes time and saves memory.
-        ring: shards long sequences over devices, as in `AttentionLayer`.
+        ring: shards long sequences over devices, as in `AttentionLayer`, with tokens in natural order.
         without: parts that are left out, to learn what they are for: "causal", the causal mask, so that tokens attend
             to later ones and the model cannot generate; "scale", the division of the scores by √D; "positions", the
             position vectors or the rotation. The parameters are those of the whole model.
@@ -240,6 +240,7 @@ class GPT(nn.Module):
         """Embed tokens and positions, run the blocks, and compute logits."""
         config = self.config
         self._check_parts(decode)
+        check_order(self.ring)
         tokens, is_padding = checked_tokens(tokens, config, lengths, decode)
         if documents is not None and decode:
             raise ValueError("documents packs several into a sequence, but decode=True continues one: leave one out")
@@ -297,6 +298,14 @@ def make_norm(config: GPTConfig, dtype: Any, name: str) -> nn.Module:
     if config.rms_norm:
         return nn.RMSNorm(1e-6, dtype=dtype, use_scale=False, name=name)
     return nn.LayerNorm(1e-5, dtype=dtype, name=name)
+
+
+def check_order(ring: Ring | None) -> None:
+    """Check that tokens come in natural order: their positions and documents are found by it."""
+    if ring is not None and ring.order != "natural":
+        raise ValueError(
+            f"ring has order={ring.order!r}, but GPT takes tokens in natural order: write Ring(mesh, axis)"
+        )
 
 
 def position_vectors(positions: Array, tokens: Array, starts: Array | None, is_padding: Array | None) -> Array:

@@ -14,7 +14,15 @@ from jaxtyping import Float, Int
 from jaxattn.checks import wide_type
 from jaxattn.masks import Segments
 from jaxattn.models import generation
-from jaxattn.models.gpt import GPTConfig, checked_tokens, document_starts, drop, number_runs, position_vectors
+from jaxattn.models.gpt import (
+    GPTConfig,
+    check_order,
+    checked_tokens,
+    document_starts,
+    drop,
+    number_runs,
+    position_vectors,
+)
 from jaxattn.nnx.attention import MultiHeadAttention
 from jaxattn.nnx.base import DroppingModule, Keys, nnx_storage
 from jaxattn.ring import Ring
@@ -85,6 +93,7 @@ class GPT(DroppingModule):
         *,
         rngs: nnx.Rngs,
     ) -> None:
+        check_order(ring)
         self.config, self.dtype, self.remat = config, dtype, remat
         self.dropout_rate, self.deterministic = config.dropout_rate, False
         small = nnx.initializers.normal(0.02)

@@ -154,6 +154,8 @@ def _shards(call: AttentionCall, mask: Any, ring: Ring) -> Shards:
         S=S,
         is_natural=ring.order == "natural",
         mask=tuple(Tokens.of(leaf) for leaf in jax.tree.leaves(call.mask)),
+        bias=Tokens(False, False) if call.bias is None else Tokens.of(call.bias),
+        gathers=ring.strategy == "all_gather",
     )
 
 

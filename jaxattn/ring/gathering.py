@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxattn.kernels.call import AttentionCall
@@ -38,7 +37,7 @@ def _whole(shards: Shards, call: AttentionCall) -> AttentionCall:
     def gathered(array: Array, axis: int, is_natural: bool = shards.is_natural) -> Array:
         axis = axis % array.ndim
         whole = gather(array, shards.axis, axis)
-        return whole if is_natural else jnp.take(whole, np.argsort(_order(shards)), axis)
+        return whole if is_natural else jnp.take(whole, shards.natural_keys, axis)
 
     keys = Travellers(
         gathered(own.key, -3),
@@ -47,10 +46,6 @@ def _whole(shards: Shards, call: AttentionCall) -> AttentionCall:
         None if own.column_bits is None else gathered(own.column_bits, -1, True),  # drawn by position
     )
     return part(shards, call, jax.tree.map(lambda array: array[0], keys), *_begin(shards))
-
-
-def _order(shards: Shards) -> np.ndarray:
-    return zigzag_order(shards.S, shards.layout.devices)
 
 
 def _begin(shards: Shards) -> tuple[Array, int, int]:
@@ -69,7 +64,9 @@ def _backward(shards: Shards, residuals: Any, of_results: tuple[Array, Array]) -
 def _own(shards: Shards, gradient: Array) -> Array:
     """(chunks, B, S, K, D) -> (1, B, S / n, K, D), summed over devices."""
     gradient, axis = gradient.sum(0, keepdims=True), gradient.ndim - 3
-    gradient = gradient if shards.is_natural else jnp.take(gradient, _order(shards), axis)
+    gradient = (
+        gradient if shards.is_natural else jnp.take(gradient, zigzag_order(shards.S, shards.layout.devices), axis)
+    )
     return lax.psum_scatter(gradient, shards.axis, scatter_dimension=axis, tiled=True)
 
 

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxattn import masks
 from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.masks import Band, Mask
-from jaxattn.ring.order import Hops, Layout, arrange
+from jaxattn.ring.order import Hops, Layout, arrange, zigzag_order
 
 
 class Tokens(NamedTuple):
@@ -47,6 +48,13 @@ class Shards(NamedTuple):
     S: int
     is_natural: bool  # the order of the caller's arrays
     mask: tuple[Tokens, ...]  # of each array in the mask
+    bias: Tokens
+    gathers: bool  # whether each device gathers all keys, in natural order
+
+    @property
+    def natural_keys(self) -> np.ndarray:
+        """Where the caller's zig-zag order has the keys in natural order."""
+        return np.argsort(zigzag_order(self.S, self.layout.devices))
 
     def first_keys(self, device: Any) -> tuple[Array, Array]:
         """Return where each of a device's chunks of keys begins, (chunks,): its position, and its column.
@@ -79,16 +87,21 @@ def arranged(shards: Shards, call: AttentionCall) -> AttentionCall:
     def cut(array: Array, axis: int, is_natural: bool = shards.is_natural, layout: Layout = shards.layout) -> Array:
         return arrange(array, layout, shards.axis, axis % array.ndim, is_natural)
 
-    cut_keys = functools.partial(cut, layout=shards.key_layout)
+    def cut_entries(array: Array, tokens: Tokens) -> Array:
+        """Cut (B, H, T, all S) by queries."""
+        array = cut(array, -2) if tokens.queries else array[None]
+        is_reordered = tokens.keys and not shards.is_natural and shards.gathers
+        return jnp.take(array, shards.natural_keys, array.ndim - 1) if is_reordered else array
 
+    cut_keys = functools.partial(cut, layout=shards.key_layout)
     leaves, structure = jax.tree.flatten(call.mask)
     leaves = [
-        cut(leaf, -2) if tokens.queries else cut_keys(leaf, -1) if tokens.keys else leaf[None]
+        cut_keys(leaf, -1) if tokens.travel else cut_entries(leaf, tokens)
         for leaf, tokens in zip(leaves, shards.mask, strict=True)
     ]
     bias, bits = call.bias, (call.row_bits, call.column_bits)
     if bias is not None:
-        bias = cut(bias, -2) if bias.shape[-2] > 1 else bias[None]
+        bias = cut_entries(bias, shards.bias)
     if call.row_bits is not None:  # drawn by position
         bits = cut(call.row_bits, -2, True), cut_keys(call.column_bits, -1, True)
     return dataclasses.replace(
@@ -163,9 +176,10 @@ def moved(mask: Mask, first_query: Array, first_key: Any, T: int, S: int) -> Mas
             return type(mask)(mask.lengths - first_key)
         case masks.Chunked(size=size):
             # The chunks of keys that do not begin at a multiple of the size are segments.
-            size = min(size, masks.positions.FARTHEST)
-            queries = jnp.arange(T, dtype=jnp.int32)[:, None] + first_query + mask.offset
-            return masks.Segments(queries // size, (jnp.arange(S, dtype=jnp.int32)[None, :] + first_key) // size)
+            size, ones = min(size, masks.positions.FARTHEST), (1,) * (first_query.ndim - 2)
+            queries = jnp.arange(T, dtype=jnp.int32).reshape(*ones, T, 1) + first_query + mask.offset
+            keys = jnp.arange(S, dtype=jnp.int32).reshape(*ones, 1, S) + first_key
+            return masks.Segments(queries // size, keys // size)
         case masks.Segments() | masks.ArrayMask():
             return mask
     raise TypeError(
