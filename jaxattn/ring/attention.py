@@ -62,9 +62,9 @@ def ring_attention(
     same entries for the same key.
 
     Under a causal mask, "ring" and "all_gather" give each device an early and a late chunk of the tokens, so that all
-    have the same work; then T and S should be multiples of 2n for n devices. In natural order, each call sends queries,
-    keys, values and the context to these devices and back, as much as one more step of a ring with few devices. To
-    reorder the tokens of a batch once for all layers, use `jaxattn.ring.zigzag_order` and order="zigzag".
+    have the same work; then T and S should be multiples of 2n for n devices. With tokens in natural order, each call
+    sends queries, keys, values and the context there and back, about as much as two more steps of the ring. To reorder
+    the tokens of a batch once for all layers, use `jaxattn.ring.zigzag_order` and order="zigzag".
 
     Args:
         query: `(..., T, H, D)`, T a multiple of the number of devices on the axis.
