@@ -37,6 +37,7 @@ from jaxattn.training.data import open_data
 from jaxattn.training.devices import parse_mesh
 from jaxattn.training.directory import FILE as RUN
 from jaxattn.training.evaluation import fixed_batches
+from jaxattn.training.fingerprints import changes
 from jaxattn.training.journal import Journal
 from jaxattn.training.progress import Progress, say
 from jaxattn.training.run import Run
@@ -140,15 +141,14 @@ def _saved_results(directory: Path, config: TrainConfig, fingerprints: list[str]
     try:
         content = read_json(file)
         saved = TrainConfig(**content["config"] | {"text": tuple(content["config"]["text"])})
-        texts = content["texts"]
+        texts = [str(text) for text in content["texts"]]
         results = {part: Result(**result) for part, result in content["results"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}): remove it, or name another --out") from error
     differences = saved.differences(config)
     if saved.steps != config.steps:
         differences.append(f"--steps {saved.steps}, not {config.steps}")
-    if texts != fingerprints:
-        differences.append("another --text, or one that has changed since")
+    differences += changes(texts, fingerprints, config.text)
     if differences:
         raise ValueError(f"{file} compares other models, with {', '.join(differences)}: name another --out")
     return results
