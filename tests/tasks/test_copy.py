@@ -32,11 +32,11 @@ def test_the_report_equals_that_of_one_sequence_at_a_time():
     apply = jax.jit(lambda tokens: model.apply({"params": params}, tokens, mutable=["intermediates"]))
     right, attention = [], []
     for tokens in sequences:
-        logits, collected = apply(tokens)
+        logits, collected = jax.tree.map(np.asarray, apply(tokens))
+        blocks = [collected["intermediates"][f"block_{n}"]["attention"]["weights"][0] for n in (0, 1)]
         for letter in range(NUMBER):
-            right.append(int(logits[NUMBER + letter].argmax()) == tokens[letter])
-            blocks = [collected["intermediates"][f"block_{n}"]["attention"]["weights"][0] for n in (0, 1)]
-            attention.append([weights[:, NUMBER + letter, letter] for weights in map(np.asarray, blocks)])
+            right.append(logits[NUMBER + letter].argmax() == tokens[letter])
+            attention.append([weights[:, NUMBER + letter, letter] for weights in blocks])
     assert report.accuracy == pytest.approx(np.mean(right))
     assert report.bigram == pytest.approx(1 / 26, abs=0.01)
     np.testing.assert_allclose(report.attention, np.mean(attention, axis=0), atol=1e-5)

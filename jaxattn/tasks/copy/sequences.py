@@ -20,7 +20,7 @@ def make_sequences(seed: int, number: int, *, held_out: bool) -> np.ndarray:
     Example:
         >>> from jaxattn.tasks.copy.sequences import WORDS, make_sequences
         >>> " ".join(WORDS[token] for token in make_sequences(0, 1, held_out=False)[0])
-        'w q n h h b c a e v x o | w q n h h b c a e v x o <|endoftext|>'
+        'w q n h i b b a e v q x | w q n h i b b a e v q x <|endoftext|>'
     """
     random = np.random.default_rng((seed, held_out))
     letters = random.integers(len(WORDS) - len(LETTERS), len(WORDS), (number, NUMBER))
