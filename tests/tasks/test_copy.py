@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxattn import GPT, GPTConfig
+from jaxattn.tasks.copy import report as report_module
 from jaxattn.tasks.copy.report import format_report, report_copying
 from jaxattn.tasks.copy.sequences import LENGTH, NUMBER, WORDS, make_sequences
 from jaxattn.training.config import preset
@@ -24,10 +25,11 @@ def test_every_sequence_is_random_letters_and_the_same_letters_again():
     assert (make_sequences(2, 2000, held_out=False) != TRAIN).any()
 
 
-def test_the_report_equals_that_of_one_sequence_at_a_time():
+def test_the_report_equals_that_of_one_sequence_at_a_time(monkeypatch):
+    monkeypatch.setattr(report_module, "BATCH", 6)
     model = GPT(GPTConfig(len(WORDS), LENGTH, 2, 3, 12))
     params = model.init(jax.random.key(0), jnp.zeros(4, jnp.int32))["params"]
-    sequences = make_sequences(3, 300, held_out=True)  # more than one batch
+    sequences = make_sequences(3, 12, held_out=True)  # two batches
     report = report_copying(model, params, sequences, TRAIN)
     apply = jax.jit(lambda tokens: model.apply({"params": params}, tokens, mutable=["intermediates"]))
     right, attention = [], []
@@ -38,7 +40,7 @@ def test_the_report_equals_that_of_one_sequence_at_a_time():
             right.append(logits[NUMBER + letter].argmax() == tokens[letter])
             attention.append([weights[:, NUMBER + letter, letter] for weights in blocks])
     assert report.accuracy == pytest.approx(np.mean(right))
-    assert report.bigram == pytest.approx(1 / 26, abs=0.01)
+    assert report.bigram < 0.2  # by chance 1 / 26
     np.testing.assert_allclose(report.attention, np.mean(attention, axis=0), atol=1e-5)
     layer, head = report.best_head
     assert f"layer {layer}, head {head} comes nearest to copying" in format_report(report)
