@@ -78,13 +78,17 @@ def sentence(comparison: Comparison, part: str) -> str:
         >>> print(sentence(Comparison(TrainConfig(), "byte", 2.5, "", results), "scale"))
         Without the scale 1/√D, the held-out loss after 100 steps is 2.40, not 2.10: like choosing among 11.0 bytes, \
 not 8.17. The whole model was as good by step 100. Without it, scores of heads of width 32 are 5.7 times as large, \
-so the softmax begins near one-hot, where its gradient is small.
+so the softmax begins nearer to one-hot, where its gradient is small.
     """
     whole, other, unit = comparison.results[WHOLE], comparison.results[part], comparison.unit
     name = label(comparison.config, part)
     opening = (
-        f"{name[0].upper()}{name[1:]}, the held-out loss after {other.curve[-1][0]} steps is {other.loss:.2f}, not "
-        f"{whole.loss:.2f}: like choosing among {choices(other.loss)} {unit}s, not {choices(whole.loss)}."
+        f"{name[0].upper()}{name[1:]}, the held-out loss after {other.curve[-1][0]} steps is {other.loss:.2f}, "
+        + (
+            f"as that of the whole model: like choosing among {choices(other.loss)} {unit}s."
+            if f"{other.loss:.2f}" == f"{whole.loss:.2f}"
+            else f"not {whole.loss:.2f}: like choosing among {choices(other.loss)} {unit}s, not {choices(whole.loss)}."
+        )
     )
     explain = {"causal": _causal, "dropout": _dropout}.get(part, _other)
     return f"{opening} {explain(comparison, part)}"
@@ -134,13 +138,13 @@ def _dropout(comparison: Comparison, part: str) -> str:
 def _other(comparison: Comparison, part: str) -> str:
     whole, other, config = comparison.results[WHOLE], comparison.results[part], comparison.config
     if abs(other.loss - whole.loss) < MARGIN:
-        return f"A difference below {MARGIN} could be that of another --seed: in this run the part is not needed."
+        return f"A difference below {MARGIN} could be that of another --seed: in this run the part makes none."
     if other.loss < whole.loss:
         return "In this run the model is better that way."
     width = config.width // config.heads
     reason = {
         "scale": f"Without it, scores of heads of width {width} are {math.sqrt(width):.1f} times as large, so the "
-        "softmax begins near one-hot, where its gradient is small.",
+        "softmax begins nearer to one-hot, where its gradient is small.",
         "heads": f"One head of width {config.width} mixes the earlier tokens in one way for each position, "
         f"{config.heads} heads of width {width} in {config.heads} ways.",
         "positions": "Without them, what a token can tell of the order of those before it comes from the causal mask "

@@ -39,6 +39,7 @@ DROPPED = TrainConfig(dropout=0.2)
         (compare("causal", 2.2), "has not learned that yet", "too good"),
         (compare("scale", 2.4), TWICE, "seed"),
         (compare("scale", 2.11), "could be that of another --seed", "one-hot"),
+        (compare("heads", 2.101), "is 2.10, as that of the whole model: like choosing among 8.17 bytes.", "not 2.10"),
         (compare("scale", 1.9), "In this run the model is better that way.", "one-hot"),
         (compare("heads", 2.4), "With one head, not 4, the held-out loss after 40 steps", "seed"),
         (compare("positions", 2.15), "Without positions, the held-out loss", "seed"),
