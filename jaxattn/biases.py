@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from jaxattn.checks import as_floating
+from jaxattn.checks import as_floating, wide_type
 from jaxattn.masks import Leaf
 from jaxattn.masks.positions import as_positions
 
@@ -204,4 +204,4 @@ def _check_array(name: str, array: Any, rank: int, layout: str) -> None:
 
 def _wide(array: Any) -> Array:
     array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide_type(array.dtype))

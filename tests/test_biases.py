@@ -104,3 +104,9 @@ def test_bad_input_is_named_with_what_to_write(call, error, words):
 
 def attend(**options):
     return dot_product_attention(HEADS, HEADS, HEADS, **options)
+
+
+def test_float64_slopes_and_tables_stay_float64():
+    with jax.enable_x64(True):
+        made = biases.Alibi(jnp.ones(2, jnp.float64)), biases.Relative(jnp.ones((8, 2), jnp.float64))
+        assert [bias.array(3, 4).dtype for bias in made] == [jnp.float64] * 2

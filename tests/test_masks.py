@@ -310,3 +310,8 @@ def test_blocks_that_are_masked_by_position_are_skipped():
     expected = np.tril(np.ones((4, 4), bool)) & ~np.tril(np.ones((4, 4), bool), -2)
     expected[:, 0] = True
     np.testing.assert_array_equal(streaming.block_mask(queries, keys), expected)
+
+
+def test_ids_of_queries_and_keys_may_be_integers_of_different_widths():
+    mask = masks.Segments(jnp.array([0, 1]), jnp.array([1, 0, 1], jnp.uint8))
+    assert mask.array(2, 3).tolist() == [[False, True, False], [True, False, True]]

@@ -47,7 +47,8 @@ class Segments(Mask):
                 f"ids has shape {ids.shape}, for {T} queries, but there are {S} keys: write "
                 "Segments(ids, key_ids) with one id for each key"
             )
-        dtype = jnp.promote_types(ids.dtype, key_ids.dtype)
+        with jax.numpy_dtype_promotion("standard"):  # integers of any two widths can be compared
+            dtype = jnp.promote_types(ids.dtype, key_ids.dtype)
         return Segments(ids.astype(dtype)[..., :, None], key_ids.astype(dtype)[..., None, :])
 
     def allows(self, queries: Array, keys: Array) -> Array:
