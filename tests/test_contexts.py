@@ -14,12 +14,17 @@ from cases import KERNELS, draw
 from jaxattn import (
     AttentionLayer,
     CausalAttention,
+    LatentAttention,
+    RelativeBias,
+    Rotary,
     attention_weights,
+    biases,
     dot_product_attention,
     masks,
     renormalized_weights,
     ring_attention,
 )
+from jaxattn.rotary import YarnScaling
 
 pytestmark = pytest.mark.slow  # every setting of JAX with every kernel
 
@@ -63,6 +68,18 @@ def of_kernel(attend):
     return run
 
 
+def of_options(attend):
+    def run(x):
+        heads = x.reshape(2, 6, 2, 4)
+        options = {"soft_cap": 2.0, "sinks": jnp.array([0.5, -1.0], x.dtype), "return_lse": True}
+        alibi, table = biases.Alibi(jnp.array([0.1, 0.3], x.dtype)), jnp.arange(8, dtype=x.dtype).reshape(4, 2) / 8
+        context, lse = attend(heads, heads, heads, masks.SlidingWindow(3, right=1), bias=alibi, **options)
+        relative = attend(heads, heads, heads, masks.Causal() & masks.Lengths(LENGTHS), bias=biases.Relative(table))
+        return jnp.concatenate([context, relative], -1) + jnp.swapaxes(lse, -1, -2)[..., None]
+
+    return run
+
+
 def of_layer(layer):
     variables = layer.init(jax.random.key(0), X)
     return lambda x: layer.apply(variables, x, deterministic=False, dropout_key=jax.random.key(1))
@@ -79,7 +96,14 @@ def of_ring(x):
     return ring_attention(heads, heads, heads, masks.Causal(), mesh=mesh, axis="tokens", segment_ids=IDS)
 
 
+FIELDS = {
+    "rotary": Rotary(100.0, 2, True, YarnScaling(4.0, 64)), "soft_cap": 3.0, "normalize_heads": "rms_plus_one",
+    "use_sinks": True, "mask": masks.SlidingWindow(4), "position_bias": RelativeBias(8, 20),
+}  # fmt: skip
 RUNS = {name: of_kernel(attend) for name, attend in KERNELS.items()} | {
+    **{f"options, {name}": of_options(attend) for name, attend in KERNELS.items()},
+    "layer, all fields": of_layer(AttentionLayer(2, 8, 0.3, **FIELDS)),
+    "latent": of_layer(LatentAttention(2, 8, latent_width=6, head_width=4, rotary_width=2, dropout_rate=0.3)),
     "chosen": of_kernel(dot_product_attention),
     "weights": of_weights,
     "stage": of_layer(CausalAttention(4, 0.3)),

@@ -14,11 +14,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxattn import (
     AttentionLayer,
     CausalAttention,
+    LatentAttention,
     MultiHeadAttention,
     MultiHeadAttentionWrapper,
+    RelativeBias,
+    Rotary,
+    biases,
     dot_product_attention,
     masks,
 )
+from jaxattn.rotary import YarnScaling
 
 
 def check_for_any_batch(run, *arrays):
@@ -64,6 +69,61 @@ def test_dropout_bias_and_a_mapped_value_are_exported_for_any_batch():
         return jax.vmap(attend)(x)
 
     check_for_any_batch(run, X)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+def test_soft_cap_sinks_biases_and_logsumexp_are_exported_for_any_batch_with_gradients(implementation):
+    def run(x, offset, sinks, slopes, table):
+        def loss(x, sinks, slopes, table):
+            options = {"soft_cap": 2.0, "return_lse": True, "implementation": implementation}
+            results = (
+                dot_product_attention(x, x, x, masks.SlidingWindow(40, offset, right=9), **given, **options)
+                for given in (
+                    {"sinks": sinks, "bias": biases.Alibi(slopes, offset)},
+                    {"bias": biases.Relative(table, offset=offset)},
+                )
+            )
+            return sum(jnp.sin(context).sum() + jnp.cos(lse).sum() for context, lse in results)
+
+        return jax.grad(loss, (0, 1, 2, 3))(x, sinks, slopes, table)
+
+    others = draw(1, (2,), (2,), (8, 2))
+    check_for_any_batch(lambda x, offset: run(x, offset, *others)[0], X, LENGTHS)
+    (came, *of_others), (expected, *expected_others) = (
+        jax.jit(jax.vmap(run, (0, 0, None, None, None)))(X, LENGTHS, *others),
+        [jnp.stack(rows) for rows in zip(*(run(X[n], LENGTHS[n], *others) for n in range(3)), strict=True)],
+    )
+    chex.assert_trees_all_close((came, of_others), (expected, expected_others), atol=1e-4, rtol=1e-4)
+
+
+ALL_FIELDS = {
+    "use_bias": True, "num_kv_heads": 1, "rotary": Rotary(100.0, 4, True, YarnScaling(4.0, 64)), "soft_cap": 3.0,
+    "normalize_heads": "rms_plus_one", "head_width": 6, "out_features": 5, "use_sinks": True,
+    "mask": masks.SlidingWindow(4), "position_bias": RelativeBias(8, 20),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layer",
+    [
+        AttentionLayer(2, 4, cache_length=12, **ALL_FIELDS),
+        AttentionLayer(2, 4, rolling_cache=True, **ALL_FIELDS | {"position_bias": "alibi"}),
+        LatentAttention(2, 4, latent_width=6, head_width=4, rotary_width=2, query_width=5, cache_length=12),
+    ],
+)
+def test_layers_with_all_fields_are_exported_for_any_batch_with_gradients_and_decoding(layer):
+    x = X[:, :9, 0]
+    params = layer.init(jax.random.key(0), x)["params"]
+
+    def decode(x):
+        first, cache = layer.apply({"params": params}, x[:, :6], decode=True, mutable=["cache"])
+        rest, _ = layer.apply({"params": params} | cache, x[:, 6:], decode=True, mutable=["cache"])
+        return jnp.concatenate([first, rest], 1)
+
+    check_for_any_batch(jax.grad(lambda x: jnp.sin(layer.apply({"params": params}, x)).sum()), x)
+    check_for_any_batch(decode, x)
 
 
 @pytest.mark.parametrize(

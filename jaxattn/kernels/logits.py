@@ -26,18 +26,23 @@ def with_sinks(call: AttentionCall, logits: Array, allowed: Array | None) -> tup
     """Append each head's sink to its rows, as one more key to which every query may attend."""
     if call.sinks is None:
         return logits, allowed
-    # A sink of -inf weighs nothing.
+    lowest = float(jnp.finfo(logits.dtype).min)  # and no constant -inf, which `jax_debug_infs` stops at
     sinks = jnp.broadcast_to(call.sinks.astype(logits.dtype), (*logits.shape[:-1], 1))
     if allowed is None:
         allowed = jnp.ones_like(logits, bool)
-    return jnp.concatenate([logits, sinks], -1), jnp.concatenate([allowed, ~jnp.isneginf(sinks)], -1)
+    # A sink of -inf weighs nothing.
+    return jnp.concatenate([logits, sinks], -1), jnp.concatenate([allowed, ~(sinks < lowest)], -1)
 
 
 def log_sum_exp(call: AttentionCall, scores: Array) -> Array:
     """Return the natural logsumexp `(B, H, T)` of the logits and the sinks; -inf where there is none."""
     values, allowed = with_sinks(call, *call.with_mask(logits(call, scores)))
-    if allowed is not None:
-        values = jnp.where(allowed, values, -jnp.inf)
-    largest = lax.stop_gradient(values.max(-1, keepdims=True, initial=float(jnp.finfo(values.dtype).min)))
-    total = jnp.exp(values - largest).sum(-1)
-    return jnp.where(total > 0, largest[..., 0] + jnp.log(jnp.where(total > 0, total, 1)), -jnp.inf)
+    lowest = float(jnp.finfo(values.dtype).min)
+    values = values if allowed is None else jnp.where(allowed, values, lowest)
+    largest = lax.stop_gradient(values.max(-1, keepdims=True, initial=lowest))
+    exponentials = jnp.exp(values - largest)
+    total = (exponentials if allowed is None else jnp.where(allowed, exponentials, 0)).sum(-1)
+    any_key = total > 0
+    # The logarithm of 0 is -inf, which is made for rows without a key alone.
+    of_no_key = jnp.log(any_key.astype(values.dtype))
+    return largest[..., 0] + jnp.log(jnp.where(any_key, total, 1)) + of_no_key

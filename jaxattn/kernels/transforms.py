@@ -129,29 +129,31 @@ def _results(call: AttentionCall, context: Array, lse: LogSumExp) -> tuple[Array
 
 
 def _forward(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
-    query, key, value = _first_derivative_only(call.query, call.key, call.value)
-    call = dataclasses.replace(call, query=query, key=key, value=value)
+    call = _guarded(call)
     context, lse = map_as_batch(forward, call)
     return _results(call, context, lse), (call, context, lse.finite())
 
 
 def _backward(residuals: Any, of_results: tuple[Array, ...]) -> tuple[AttentionCall]:
-    call, context, lse = residuals
-    query, key, value, context, *lse, gradient = _first_derivative_only(
-        call.query, call.key, call.value, context, *lse, of_results[0]
-    )
-    of_lse = None
+    call, context, lse, gradient, *of_lse = _guarded((*residuals, *of_results))
     if call.return_lse:
         # Queries that may attend to nothing have a logsumexp of -inf, and whatever its gradient, it moves nothing.
-        (of_lse,) = _first_derivative_only(of_results[1])
-        of_lse = jnp.where(lse[1] >= float(jnp.finfo(lse[1].dtype).max), 0, of_lse)
-    call = dataclasses.replace(call, query=query, key=key, value=value)
-    gradients = map_as_batch(backward, call, context, LogSumExp(*lse), gradient, of_lse)
+        of_lse = [jnp.where(lse.log_total >= float(jnp.finfo(lse.log_total.dtype).max), 0, of_lse[0])]
+    gradients = map_as_batch(backward, call, context, lse, gradient, *of_lse)
     empty: Any = dict.fromkeys(("mask", "row_bits", "column_bits"))
     return (dataclasses.replace(call, **gradients._asdict(), **empty),)
 
 
 _differentiable.defvjp(_forward, _backward)
+
+
+def _guarded(tree: PyTree) -> PyTree:
+    """Return a tree whose numbers have no further derivative, so that asking for one is an error that says so."""
+    leaves, structure = jax.tree.flatten(tree)
+    is_number = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    guarded = iter(_first_derivative_only(*(leaf for leaf, guards in zip(leaves, is_number, strict=True) if guards)))
+    leaves = [next(guarded) if guards else leaf for leaf, guards in zip(leaves, is_number, strict=True)]
+    return jax.tree.unflatten(structure, leaves)
 
 
 @jax.custom_jvp

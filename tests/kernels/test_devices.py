@@ -31,6 +31,37 @@ def test_examples_and_heads_stay_sharded_without_gathering():
 
 
 @pytest.mark.slow
+def test_gradients_of_slopes_and_tables_are_those_of_float64_on_all_devices():
+    # A slope's gradient is a sum over all distances that nearly cancels: float32 is exact relative to its terms alone.
+    finished = on_eight_devices("""
+        arrays = draw(8, 130, 4, 8), draw(8, 130, 2, 8), draw(8, 130, 2, 8), draw(8, 130, 4, 8)
+        parameters = draw(4) / 10, draw(12, 4)
+        def gradients(query, key, value, gradient, slopes, table, implementation=None):
+            def loss(slopes, table):
+                kinds = biases.Alibi(slopes), biases.Relative(table, max_distance=90)
+                options = {"implementation": implementation}
+                attend = lambda bias: dot_product_attention(query, key, value, masks.Causal(), bias=bias, **options)
+                return sum((attend(bias) * gradient).sum() for bias in kinds)
+            return jax.grad(loss, (0, 1))(slopes, table)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(array), jnp.float64) for array in (*arrays, *parameters)]
+            expected = [np.asarray(array) for array in gradients(*wide, "dense")]
+            terms = 130 * float(jnp.abs(wide[3]).sum())  # the farthest distance, times what a weight may change
+        for implementation in (None, "dense"):
+            run = jax.jit(lambda *arrays: gradients(*arrays, implementation))
+            for kind in (AxisType.Auto, AxisType.Explicit):
+                mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+                for spec in (P(), P("data"), P(None, None, "model"), P("data", None, "model")):
+                    sharded = [jax.device_put(array, NamedSharding(mesh, spec)) for array in arrays]
+                    whole = [jax.device_put(array, NamedSharding(mesh, P())) for array in parameters]
+                    for came, right, size in zip(run(*sharded, *whole), expected, (terms, terms / 130), strict=True):
+                        assert np.abs(np.asarray(came) - right).max() < 1e-7 * size, (implementation, kind, spec)
+        print("done")
+    """)
+    assert finished.stdout.strip() == "done", finished.stderr[-3000:]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_heads", [8, 4, 2, 1])
 def test_no_key_is_gathered_for_any_number_of_kv_heads_and_devices(kv_heads):
     finished = on_eight_devices(f"""

@@ -244,6 +244,38 @@ def test_vmap_makes_more_examples_with_equal_results(attend):
     chex.assert_trees_all_close(came, expected, rtol=2e-5, atol=1e-4)
 
 
+def loss_of_options(attend, query, sinks, slopes, table, added):
+    """Everything that has a derivative: context and logsumexp of two calls, with a bias by position and an array."""
+    heads, mask = (query, query, query), masks.SlidingWindow(4, right=1)
+    first, lse = attend(*heads, mask, bias=biases.Alibi(slopes), sinks=sinks, soft_cap=0.9, return_lse=True)
+    second = attend(*heads, mask, bias=biases.Relative(table, max_distance=3), soft_cap=0.9)
+    return jnp.sin(first).sum() + jnp.cos(lse).sum() + (second * attend(*heads, mask, bias=added)).sum()
+
+
+SECOND = {"query": (6, 2, 4), "sinks": (2,), "slopes": (2,), "table": (4, 2), "added": (2, 6, 6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_of_every_option_come_from_dense_and_are_named_elsewhere(attend, name):
+    arrays = dict(zip(SECOND, draw(3, *SECOND.values()), strict=True))
+    (direction,) = draw(4, SECOND[name])
+
+    def slope(array, function=attend):
+        return jax.grad(lambda array: loss_of_options(function, **arrays | {name: array}))(array)
+
+    if attend is not KERNELS["dense"]:
+        with pytest.raises(TypeError, match=r"second ones.*implementation='dense'"):
+            jax.grad(lambda array: (slope(array) * direction).sum())(arrays[name])
+        return
+    came = jax.grad(lambda array: (slope(array) * direction).sum())(arrays[name])
+    with jax.enable_x64(True):
+        arrays = {key: jnp.asarray(np.asarray(array), jnp.float64) for key, array in arrays.items()}
+        far, near = (slope(arrays[name] + step * np.asarray(direction, np.float64)) for step in (1e-5, -1e-5))
+        expected = (far - near) / 2e-5
+    np.testing.assert_allclose(came, expected, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
 def test_half_precision_keeps_its_type(attend):
     query, key, value = draw_heads(0, T=40, S=40, H=2, K=1, dtype=jnp.bfloat16)
     context, lse = attend(query, key, value, masks.Causal(), return_lse=True, **OPTIONS)
