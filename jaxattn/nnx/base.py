@@ -15,6 +15,7 @@ from jaxattn.kernels import dense
 from jaxattn.kernels.call import checked_call
 from jaxattn.layer.decoding import Storage
 from jaxattn.layer.heads import HeadNorm, normalized, parameter_init
+from jaxattn.masks import Mask
 
 Keys = nnx.Rngs | nnx.RngStream | Array | None
 
@@ -62,7 +63,7 @@ class DroppingModule(nnx.Module):
         return stream() if isinstance(stream, nnx.RngStream) else stream
 
 
-def as_attribute(mask: Any) -> Any:
+def as_attribute(mask: Mask | None) -> Mask | None:
     """Return a mask as NNX allows it in a module: one with arrays, such as lengths, is data and not static."""
     has_arrays = any(isinstance(leaf, Array | np.ndarray) for leaf in jax.tree.leaves(mask))
     return nnx.data(mask) if has_arrays else mask
