@@ -6,7 +6,6 @@ what was done. Otherwise the first property that fails is reported, and at last 
 """
 
 import dataclasses
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxattn.exercises.errors import explain_error, shapes_of
+
 Function = Callable[..., Any]
 Property = Callable[[Function], str | None]
+
+TO_BE_FILLED_IN = "is still to be filled in"
 
 
 class WrongAnswerError(Exception):
@@ -113,11 +116,12 @@ def _guarded(function: Function, file: str) -> Function:
         try:
             result = function(*args)
         except NotImplementedError:
-            raise WrongAnswerError("is still to be filled in") from None
+            raise WrongAnswerError(TO_BE_FILLED_IN) from None
         except (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError):
             raise
         except (Exception, SystemExit) as error:
-            raise WrongAnswerError(explain_error(error, file)) from error
+            shapes = shapes_of(function, args) if isinstance(error, TypeError | ValueError | IndexError) else ""
+            raise WrongAnswerError(". ".join(filter(None, [explain_error(error, file), shapes]))) from error
         if result is None:
             raise WrongAnswerError("returns nothing: end it with return")
         if isinstance(result, list):
@@ -127,14 +131,6 @@ def _guarded(function: Function, file: str) -> Function:
         return result
 
     return run
-
-
-def explain_error(error: BaseException, file: str) -> str:
-    """Say what was raised, and in which line of the learner's file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    message = " ".join(str(error).split())
-    where = f" in line {lines[-1]}" if lines else ""
-    return f"raises {type(error).__name__}{where}" + (f": {message[:200]}" if message else "")
 
 
 def same(result: Any, expected: Any) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxattn.cli import Parser, run_command, typed
-from jaxattn.exercises.catalog import step_of, steps
-from jaxattn.exercises.learner import check_files
+from jaxattn.exercises.catalog import Step, step_of, steps
+from jaxattn.exercises.checking import TO_BE_FILLED_IN
+from jaxattn.exercises.learner import Findings, check_files
 from jaxattn.exercises.notebook import FILE as NOTEBOOK
 from jaxattn.exercises.notebook import describe, write_notebook
 from jaxattn.exercises.progress import Progress
@@ -83,26 +84,36 @@ def start(directory: Path) -> int:
 
 
 def check(directory: Path, name: str | None) -> int:
-    """Print what holds, up to the first step that is still to be filled in, unless one step is asked for."""
+    """Print what holds; of steps that are still to be filled in, only the first one's functions."""
     chosen = steps() if name is None else (step_of(name),)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no folder: write {typed('exercises')} start {directory}")
     progress, findings = Progress.read(directory), check_files(directory, chosen)
-    right = [step for step in chosen if not any(findings[step.number].values())]
+    rest = [step for step in chosen if any(findings[step.number].values())]
+    untouched = [step for step in rest if set(findings[step.number].values()) == {TO_BE_FILLED_IN}]
     for step in chosen:
-        say(f"{'✓' if step in right else '✗'} {step.title}")
-        if step not in right:
-            for function, wrong in findings[step.number].items():
-                say(f"    {describe(function, wrong)}")
-    progress.done = sorted(
-        {*progress.done, *(step.number for step in right)} - {s.number for s in chosen if s not in right}
-    )
+        if step not in untouched[1:]:
+            _say_findings(step, findings[step.number])
+    if untouched[1:]:
+        numbers = ", ".join(str(step.number) for step in untouched[1:])
+        say(f"✗ Still to be filled in: step{'s' * (len(untouched) > 2)} {numbers}")
+    done = {*progress.done, *(step.number for step in chosen)} - {step.number for step in rest}
+    progress.done = sorted(done)
     progress.write(directory)
-    say(f"{len(progress.done)} of {len(steps())} steps are done")
-    rest = [step for step in chosen if step not in right]
+    say(f"{len(done)} of {len(steps())} steps are done")
+    to_do = [step for step in steps() if step.number not in done]
     if rest:
         say(f"For a hint: {typed('exercises')} hint {directory} {rest[0].number}")
+    elif to_do:
+        say(f"Next: {directory / to_do[0].file}")
     return 1 if rest else 0
+
+
+def _say_findings(step: Step, findings: Findings) -> None:
+    wrong = any(findings.values())
+    say(f"{'✗' if wrong else '✓'} {step.title}")
+    for function, finding in findings.items() if wrong else ():
+        say(f"    {describe(function, finding)}")
 
 
 def hint(directory: Path, name: str) -> int:

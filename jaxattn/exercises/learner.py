@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxattn.exercises.catalog import Step, step_of
-from jaxattn.exercises.checking import check, explain_error
+from jaxattn.exercises.checking import check
+from jaxattn.exercises.errors import explain_error
 from jaxattn.exercises.expected import EXERCISES
 
 # For one file; the first one waits for the imports too.

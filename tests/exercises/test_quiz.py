@@ -34,9 +34,15 @@ def test_the_terminal_explains_each_answer_and_counts(knows, capsys):
     assert ("Right." in last) == knows
 
 
-def test_the_end_of_the_input_ends_the_quiz(capsys):
+def test_another_answer_is_asked_for_again_and_the_end_of_the_input_ends_the_quiz(capsys):
     def read(prompt):
-        raise EOFError
+        if prompts.append(prompt) or len(prompts) > 1:
+            raise EOFError
+        return "right"
+
+    prompts = []
 
     assert quiz.ask(3, 0, read) == 0
-    assert "0 of 3 right" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Write one letter, a to " in out
+    assert "0 of 3 right" in out

@@ -29,7 +29,7 @@ def ask(number: int, seed: int | None, read: Callable[[str], str] = input) -> in
         _, why, is_right = answers["abcd".index(letter)]
         right += is_right
         right_answer, because = question.right
-        say(f"Right. {why}" if is_right else f"No. {why} The answer is {right_answer}. {because}")
+        say(f"Right. {why}" if is_right else f"No. {why} The answer: “{right_answer}”. {because}")
     say(f"\n{right} of {number} right")
     return 0
 
@@ -43,3 +43,4 @@ def _letter(letters: str, read: Callable[[str], str]) -> str | None:
             return None
         if len(answer) == 1 and answer in letters:
             return answer
+        say(f"Write one letter, {letters[0]} to {letters[-1]}.")
