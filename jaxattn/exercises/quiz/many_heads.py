@@ -1,26 +1,22 @@
 """Questions on batches, heads, caches and cost."""
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxattn import CausalAttention, MultiHeadAttention, MultiHeadAttentionWrapper, masks
+from jaxattn import CausalAttention, MultiHeadAttention, MultiHeadAttentionWrapper
+from jaxattn.exercises.quiz.computed import computed
 from jaxattn.exercises.quiz.question import Question, listed
 
 
 def _number_of_parameters(module: Any, width: int) -> int:
-    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones((2, width))))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), np.ones((2, width), np.float32)))
     return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
-def _with_dropout(module: Any, variables: Any, x: Any, key: Any) -> Any:
-    return module.apply(variables, x, deterministic=False, dropout_key=key)
-
-
 def shape_of_a_batch() -> Question:
-    module, x = CausalAttention(features=4), jnp.ones((8, 6, 3))
+    module, x = CausalAttention(features=4), np.ones((8, 6, 3), np.float32)
     shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), x, return_weights=True)[0][1]).shape
     return Question(
         "Eight sequences of six tokens go through causal attention. What is the shape of the weights?",
@@ -34,11 +30,7 @@ def shape_of_a_batch() -> Question:
 
 
 def dropout_under_vmap() -> Question:
-    module, x = CausalAttention(features=4, dropout_rate=0.5), jnp.ones((2, 6, 3))
-    variables = module.init(jax.random.key(0), x[0])
-    one = functools.partial(_with_dropout, module, variables)
-    shared = jax.vmap(one, in_axes=(0, None))(x, jax.random.key(1))
-    split = jax.vmap(one)(x, jax.random.split(jax.random.key(1), 2))
+    shared, split = computed()["outputs of one key"], computed()["outputs of split keys"]
     return Question(
         "Two equal examples go through vmap with dropout, and in_axes=None for the key. Are their outputs equal?",
         (
@@ -53,7 +45,7 @@ def dropout_under_vmap() -> Question:
 
 def width_of_stacked_heads() -> Question:
     module = MultiHeadAttentionWrapper(num_heads=2, features=2)
-    shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), jnp.ones((6, 3)))[0]).shape
+    shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), np.ones((6, 3), np.float32))[0]).shape
     return Question(
         "MultiHeadAttentionWrapper(num_heads=2, features=2) gets six tokens. What is the shape of its output?",
         (str(shape), "features is the width of one head, and the heads stand side by side."),
@@ -67,7 +59,7 @@ def width_of_stacked_heads() -> Question:
 
 def width_of_parallel_heads() -> Question:
     module = MultiHeadAttention(num_heads=2, features=4)
-    shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), jnp.ones((6, 3)))[0]).shape
+    shape = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), np.ones((6, 3), np.float32))[0]).shape
     return Question(
         "MultiHeadAttention(num_heads=2, features=4): how wide is each head?",
         ("2", f"features is the width of all heads together; the output is {shape}."),
@@ -79,7 +71,7 @@ def width_of_parallel_heads() -> Question:
 
 
 def view_before_transpose() -> Question:
-    x = jnp.arange(12).reshape(3, 4)  # three tokens, two heads of width 2
+    x = np.arange(12).reshape(3, 4)  # three tokens, two heads of width 2
     right, wrong = x.reshape(3, 2, 2).swapaxes(0, 1), x.reshape(2, 3, 2)
     return Question(
         f"Three tokens {x.tolist()} are split into two heads of width 2. What does head 0 get?",
@@ -97,7 +89,7 @@ def view_before_transpose() -> Question:
 
 
 def order_of_joining() -> Question:
-    heads = jnp.array([[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10], [11, 12]]])  # (H, T, D)
+    heads = np.array([[[1, 2], [3, 4], [5, 6]], [[7, 8], [9, 10], [11, 12]]])  # (H, T, D)
     right, wrong = heads.swapaxes(0, 1).reshape(3, 4), heads.reshape(3, 4)
     return Question(
         f"Heads {heads.tolist()} of shape (H=2, T=3, D=2) are joined to (3, 4). What is the first row?",
@@ -216,23 +208,19 @@ def why_cache_works() -> Question:
 
 
 def reach_of_a_window() -> Question:
-    row = masks.SlidingWindow(3).array(6, 6)[5].astype(int)
+    row = computed()["window"][5]
     return Question(
         "masks.SlidingWindow(3): which of six keys may the last token attend to?",
         (listed(row, 0), "Its own position and the two before it: three keys in all."),
         {
-            listed(jnp.array([0, 0, 1, 1, 1, 1]), 0): "The window counts the token itself: three keys, not four.",
-            listed(jnp.ones(6), 0): "That is the causal mask without a window.",
+            listed([0, 0, 1, 1, 1, 1], 0): "The window counts the token itself: three keys, not four.",
+            listed(np.ones(6), 0): "That is the causal mask without a window.",
         },
     )
 
 
 def gradient_of_a_masked_token() -> Question:
-    module: Any = CausalAttention(features=2)
-    x = jax.random.normal(jax.random.key(0), (4, 3))
-    variables = module.init(jax.random.key(1), x)
-    gradient = jax.grad(lambda x: module.apply(variables, x)[1].sum())(x)
-    sizes = abs(gradient).sum(-1)
+    sizes = abs(computed()["gradient of token 1"]).sum(-1)
     return Question(
         "The output of token 1 is differentiated with respect to all four tokens. Where is the gradient 0?",
         ("at tokens 2 and 3", f"The gradients' sizes are {listed(sizes, 3)}: the mask lets nothing through."),

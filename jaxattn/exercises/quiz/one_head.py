@@ -1,17 +1,9 @@
 """Questions on one head: scores, softmax, scale, mask, dropout. The numbers are computed when a question is asked."""
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxattn import masks
+from jaxattn.exercises.quiz.computed import computed
 from jaxattn.exercises.quiz.question import Question, book, listed
-from jaxattn.functional import (
-    attention_scores,
-    attention_weights,
-    context_vectors,
-    dropout,
-    renormalized_weights,
-)
 
 
 def shape_of_the_scores() -> Question:
@@ -30,7 +22,7 @@ def shape_of_the_scores() -> Question:
 
 def which_score_is_largest() -> Question:
     x, words = book()["x"], book()["words"]
-    scores = attention_scores(x, x)
+    scores = computed()["scores"]
     return Question(
         f'Scores are dot products of the tokens\' vectors. "{words[1]}" {listed(x[1])} is compared with "{words[2]}" '
         f'{listed(x[2])} and "{words[4]}" {listed(x[4])}. Which score is larger?',
@@ -46,9 +38,7 @@ def which_score_is_largest() -> Question:
 
 
 def what_softmax_makes() -> Question:
-    x = book()["x"]
-    scores = attention_scores(x, x)
-    weights = attention_weights(scores)
+    scores, weights = computed()["scores"], computed()["weights"]
     return Question(
         f"Softmax turns the row of scores {listed(scores[1])} into weights. What do these sum to?",
         ("1", f"The weights are {listed(weights[1], 4)}; softmax divides by their sum."),
@@ -60,8 +50,7 @@ def what_softmax_makes() -> Question:
 
 
 def axis_of_softmax() -> Question:
-    scores = attention_scores(book()["x"], book()["x"]) * 1.0
-    wrong = jax.nn.softmax(scores, axis=0)
+    wrong = computed()["softmax over queries"]
     return Question(
         "Scores are (queries, keys). Along which axis does softmax sum?",
         ("the keys, axis=-1", "Each query shares out a weight of 1 among its keys."),
@@ -74,8 +63,7 @@ def axis_of_softmax() -> Question:
 
 
 def shift_of_scores() -> Question:
-    scores = jnp.array([[1.0, 2.0, 3.0]])
-    before, after = attention_weights(scores)[0], attention_weights(scores + 100)[0]
+    before, after = computed()["before 100"], computed()["after 100"]
     return Question(
         "100 is added to every score of a row. What happens to its weights?",
         ("nothing", f"{listed(before, 4)} before, {listed(after, 4)} after: exp(100) cancels in the fraction."),
@@ -88,8 +76,7 @@ def shift_of_scores() -> Question:
 
 
 def what_a_context_is() -> Question:
-    x = book()["x"]
-    context = context_vectors(attention_weights(attention_scores(x, x)), x)
+    x, context = book()["x"], computed()["context"]
     return Question(
         "In stage 1, what is a token's context vector?",
         (
@@ -105,8 +92,7 @@ def what_a_context_is() -> Question:
 
 
 def why_three_matrices() -> Question:
-    x, q, k = book()["x"], book()["query"], book()["key"]
-    plain, projected = attention_scores(x, x), attention_scores(x @ q, x @ k)
+    plain, projected = computed()["scores"], computed()["projected scores"]
     return Question(
         "Stage 1's scores are symmetric: i attends to j as j to i. What do query and key matrices of their own change?",
         (
@@ -133,9 +119,7 @@ def what_to_scale_by() -> Question:
 
 
 def why_to_scale() -> Question:
-    key, query = jax.random.normal(jax.random.key(0), (2, 8, 512))
-    scores = attention_scores(query, key)
-    sharp, even = attention_weights(scores).max(-1).mean(), attention_weights(scores, scale=512**-0.5).max(-1).mean()
+    scores, sharp, even = (computed()[name] for name in ("wide scores", "largest weight", "largest weight, scaled"))
     return Question(
         "Random queries and keys of width 512 are compared without scaling. What does softmax make of it?",
         (
@@ -150,27 +134,26 @@ def why_to_scale() -> Question:
 
 
 def what_the_mask_looks_like() -> Question:
-    mask = masks.Causal().array(3, 3).astype(int).tolist()
+    ones = np.ones((3, 3), int)
     return Question(
         "A causal mask for three tokens, with 1 for may attend: what is it?",
-        (str(mask), "Token i attends to itself and to what came before: jnp.tril."),
+        (str(np.tril(ones).tolist()), "Token i attends to itself and to what came before: jnp.tril."),
         {
             str(
-                jnp.triu(jnp.ones((3, 3), int)).tolist()
+                np.triu(ones).tolist()
             ): "That is the upper triangle: each token would attend to itself and to the future.",
             str(
-                jnp.tril(jnp.ones((3, 3), int), -1).tolist()
+                np.tril(ones, -1).tolist()
             ): "A token may attend to itself; here the first token could attend to nothing.",
             str(
-                jnp.tril(jnp.ones((3, 3), int), 1).tolist()
+                np.tril(ones, 1).tolist()
             ): "It is off by one: each token would attend to the next one, which it is to predict.",
         },
     )
 
 
 def zero_for_masked_scores() -> Question:
-    scores = jnp.array([[2.0, -1.0, -1.0]])
-    wrong = jax.nn.softmax(scores * jnp.array([[1.0, 0.0, 0.0]]))[0]
+    wrong = computed()["scores times mask"]
     return Question(
         "Scores are multiplied by a mask of 0 and 1 before the softmax. What is wrong with that?",
         (
@@ -185,10 +168,8 @@ def zero_for_masked_scores() -> Question:
 
 
 def mask_after_softmax() -> Question:
-    x = book()["x"]
-    weights = attention_weights(attention_scores(x, x))
-    masked = jnp.tril(weights)
-    same = renormalized_weights(attention_scores(x, x), masks.Causal())
+    masked, same = computed()["masked weights"], computed()["renormalized"]
+    again = computed()["softmax of masked weights"]
     return Question(
         "Weights are masked after the softmax. What is left to do?",
         (
@@ -197,15 +178,13 @@ def mask_after_softmax() -> Question:
         ),
         {
             "nothing": f"The second row sums to {masked[1].sum():.4f}, so its context would be too small.",
-            "apply softmax again": f"That gives masked keys weight: {listed(jax.nn.softmax(masked[1]))}, since exp(0) = 1.",
+            "apply softmax again": f"That gives masked keys weight: {listed(again[1])}, since exp(0) = 1.",
         },
     )
 
 
 def does_the_future_leak() -> Question:
-    x = book()["x"]
-    before = renormalized_weights(attention_scores(x, x), masks.Causal())
-    after = renormalized_weights(attention_scores(x, x.at[5].set(0)), masks.Causal())
+    before, after = computed()["renormalized"], computed()["renormalized without the last"]
     return Question(
         "Masked after the softmax, later keys were part of its sum. Do they influence the renormalized weights?",
         (
@@ -219,20 +198,20 @@ def does_the_future_leak() -> Question:
 
 
 def fully_masked_row() -> Question:
-    row = jax.nn.softmax(jnp.full(3, -jnp.inf))
-    ours = attention_weights(jnp.zeros((1, 3)), jnp.zeros((1, 3), bool))[0]
+    row, ours = computed()["softmax of −∞"], computed()["weights of a masked row"]
+    equal = computed()["softmax of -1e30"]
     return Question(
         "A query may attend to no key at all (padding, say). What does a plain softmax over −∞ scores give?",
         ("NaN, as 0 / 0", f"{listed(row)}; jaxattn gives {listed(ours)}, with gradients of 0."),
         {
             "zeros": f"All exponentials are 0, and so is their sum: {listed(row)}.",
-            "equal weights": f"That is what a large negative number such as -1e30 gives, {listed(jax.nn.softmax(jnp.full(3, -1e30)))}; −∞ gives {listed(row)}.",
+            "equal weights": f"That is what a large negative number such as -1e30 gives, {listed(equal)}; −∞ gives {listed(row)}.",
         },
     )
 
 
 def factor_of_dropout() -> Question:
-    kept = dropout(jnp.ones((1, 1000)), 0.2, jax.random.key(0))
+    kept = computed()["1000 ones"]
     return Question(
         "Dropout at a rate of 0.2 sets weights to 0. By what are the others multiplied?",
         (
@@ -248,7 +227,7 @@ def factor_of_dropout() -> Question:
 
 
 def rows_after_dropout() -> Question:
-    weights = dropout(jnp.full((4, 8), 1 / 8), 0.5, jax.random.key(1))
+    weights = computed()["four rows"]
     return Question(
         "After dropout, does each row of the weights still sum to 1?",
         ("only on average", f"Four rows of eight equal weights sum to {listed(weights.sum(-1))} at a rate of 0.5."),
@@ -271,13 +250,12 @@ def dropout_when_used() -> Question:
 
 
 def same_key_twice() -> Question:
-    ones = jnp.ones((1, 12))
-    first, second = (dropout(ones, 0.5, jax.random.key(7)) for _ in range(2))
+    first, other = computed()["one key"], computed()["another key"]
     return Question(
         "dropout(weights, 0.5, key) is called twice with the same key. What differs?",
-        ("nothing", f"Both give {listed(first[0], 0)}. JAX's keys are values: split one to get others."),
+        ("nothing", f"Both give {listed(first, 0)}. JAX's keys are values: split one to get others."),
         {
-            "other entries are dropped": f"That would need another key: {listed(first[0], 0)} and {listed(second[0], 0)}.",
+            "other entries are dropped": f"That needs another key, which gives {listed(other, 0)} in place of {listed(first, 0)}.",
         },
     )
 

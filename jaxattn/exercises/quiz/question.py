@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from jaxattn.exercises.numbers import BOOK
 
@@ -35,8 +35,8 @@ class Question:
 @functools.cache
 def book() -> dict[str, Any]:
     """Return the book's six words, their vectors and the trained matrices, as arrays."""
-    matrices = {name: jnp.array(kernel) for name, kernel in BOOK["trainable"].items()}
-    return {"words": BOOK["sentence"], "x": jnp.array(BOOK["inputs"]), **matrices}
+    matrices = {name: np.array(kernel, np.float32) for name, kernel in BOOK["trainable"].items()}
+    return {"words": BOOK["sentence"], "x": np.array(BOOK["inputs"], np.float32), **matrices}
 
 
 def listed(numbers: Any, digits: int = 2) -> str:
