@@ -18,6 +18,9 @@
     return node;
   }
 
+  // "W_q" in a sentence, with its q set lower.
+  const marked = (text) => text.split(/([A-Z]_\w+)/).map((part, index) => index % 2 ? symbol(part) : part);
+
   const isolated = (text) => element("bdi", {}, text);
   const button = (text, act, attributes = {}) => { const node = element("button", { type: "button", ...attributes }, text); node.addEventListener("click", act); return node; };
 
@@ -70,7 +73,7 @@
     if (!equation) return { result, sides: [], also: [], why: [Number.isNaN(result) ? "Masked: nothing is decided here." : (note ? note[0].toUpperCase() + note.slice(1) : "A number of the library") + "."] };
     const axes = section.numbers[name].axes.slice(-2);
     const shape = (which) => arrayOf(section, equation.operands[which]).shape;
-    const operand = (which, place) => ({ array: equation.operands[which], index: place, x: at(arrayOf(section, equation.operands[which]), place) });
+    const operand = (which, place) => ({ array: equation.operands[which], which, index: place, x: at(arrayOf(section, equation.operands[which]), place) });
     const like = (which) => operand(which, shape(which).at(-1) === 1 && shape(which).at(-2) === 1 ? shape(which).map(() => 0) : index.slice(-shape(which).length));
     const row = (which) => Array.from({ length: shape(which).at(-1) }, (_, column) => operand(which, [...index.slice(0, -1), column]));
     const label = (axis, number) => labelsOf(section, axes[axis], array.shape.at(axis - 2))[number];
@@ -143,7 +146,7 @@
 
   const columnsOfIntegers = (rows) => rows[0].length > 1 && rows.flat().every(Number.isInteger);
 
-  function matrix(section, name, { transposed = false, owner = false, room, wide, cell: widest = 54 }) {
+  function matrix(section, name, { transposed = false, owner = false, which, room, wide, cell: widest = 54 }) {
     const shownNumbers = section.numbers[name], original = rowsOf(section, name), kind = shownNumbers.kind, largest = largestIn(original), mask = maskOf(section, name);
     const rows = transposed ? original[0].map((_, column) => original.map((row) => row[column])) : original;
     const axes = shownNumbers.axes.slice(-2), sizes = [original.length, original[0].length], lists = axes.map((axis, which) => labelsOf(section, axis, sizes[which]));
@@ -166,7 +169,7 @@
       if (choosing) line.dataset.query = r;
       row.forEach((number, c) => {
         const [x, y] = transposed ? [c, r] : [r, c], text = numbers.format(number, size.digits ?? 4), hidden = !Number.isFinite(number) || (mask && !mask[x][y]);
-        const cell = element("td", { role: "gridcell", tabindex: r + c ? "-1" : "0", "data-value": String(number), "data-place": name + "|" + whole(section, name, x, y).join(), "data-row": choosing ? r : undefined }, size.digits === null ? "" : text);
+        const cell = element("td", { role: "gridcell", tabindex: r + c ? "-1" : "0", "data-value": String(number), "data-place": name + "|" + whole(section, name, x, y).join(), "data-which": which, "data-row": choosing ? r : undefined }, size.digits === null ? "" : text);
         if (size.digits === null || hidden) cell.setAttribute("aria-label", (text || "nothing") + (hidden ? ", masked" : ""));
         if (hidden) cell.className = "masked";
         else if (kind !== "plain") [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);
@@ -176,20 +179,8 @@
     });
     table.append(body);
     const shape = arrayOf(section, name).shape, caption = element("figcaption", {}, symbol(shownNumbers.symbol || name), ...(transposed ? [element("sup", {}, "T")] : []));
-    if (shape.slice(-2).some((each) => each > 1)) caption.append(element("span", { class: "shape" }, "(" + (transposed ? [...shape.slice(0, -2), shape.at(-1), shape.at(-2)] : shape).join(", ") + ")"));
+    if (shape.slice(-2).some((each) => each > 1)) caption.append(element("span", { class: "shape" }, "(" + (transposed ? [...shape.slice(0, -2), shape.at(-1), shape.at(-2)] : shape).join(", ") + ")" + (perHead(section, name) ? ", head " + headOf(section) : "")));
     return element("figure", { class: "operand-matrix" }, table, caption);
-  }
-
-  function moveInTable(event) {
-    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-    const step = steps[event.key], cell = event.target.closest("tbody td, tbody th");
-    if (!step || !cell) return;
-    event.preventDefault();
-    const row = cell.parentElement, rows = [...row.parentElement.children], column = [...row.children].indexOf(cell);
-    const next = rows[rows.indexOf(row) + step[0]]?.children[column + step[1]], target = next?.tagName === "TH" ? next.querySelector("button") : next;
-    if (!target) return;
-    if (next.tagName === "TD") { for (const each of row.parentElement.querySelectorAll("td[tabindex='0']")) each.tabIndex = -1; next.tabIndex = 0; }
-    target.focus();
   }
 
   // One equation: its matrices in a row, with signs between.
@@ -210,11 +201,11 @@
     if (signs[0]) line.append(element("span", { class: "sign word" }, signs[0]));
     shown.forEach(([name, which], position) => {
       if (position) line.append(element("span", { class: "sign" + (/\w/.test(signs[position]) ? " word" : "") }, signs[position]));
-      line.append(matrix(section, name, { transposed: transposed && which === 1, owner: which === 0, room, wide, cell }));
+      line.append(matrix(section, name, { transposed: transposed && which === 1, owner: which === 0, which, room, wide, cell }));
     });
     if (last) line.append(element("span", { class: "sign word" }, last));
     line.append(element("span", { class: "sign" }, "="), matrix(section, equation.result, { owner: true, room, wide, cell }));
-    const node = element("div", { class: "equation", role: "group", "aria-label": equation.name }, element("p", { class: "what" }, element("strong", {}, (number + 1) + " " + equation.name + ". "), equation.text), line);
+    const node = element("div", { class: "equation", role: "group", "aria-label": equation.name }, element("p", { class: "what" }, element("strong", {}, (number + 1) + " " + equation.name + ". "), ...marked(equation.text)), line);
     return node;
   }
 
@@ -243,6 +234,9 @@
       section.choose((section.query + step + many) % many);
       section.words[section.query].focus();
     });
+    const weightOf = (event) => { const word = event.pointerType === "mouse" && event.target.closest?.(".word"); return word && { array: section.arcs, index: whole(section, section.arcs, section.query, Number(word.dataset.query)) }; };
+    words.addEventListener("pointerover", (event) => { const weight = section.equations.length && weightOf(event); if (weight) explain(section, weight); });
+    words.addEventListener("pointerleave", () => { if (section.equations.length) explain(section, section.selected); });
     place.replaceChildren(section.picture, words);
   }
 
@@ -286,16 +280,18 @@
   function explain(section, place) {
     const description = describe(section, place.array, place.index), panel = section.panel, lit = new Set();
     const parts = [...description.sides.slice(0, 1).flatMap((side) => side.parts), ...description.also, ...description.why].filter((part) => part.array);
-    for (const part of parts) lit.add(keyOf(part));
+    // The same array may stand twice in an equation: a frame belongs to the operand, query's row or key's column.
+    const here = description.equation === section.active[section.step];
+    for (const part of parts) lit.add((here ? part.which : "") + "|" + keyOf(part));
     for (const cell of section.stage.querySelectorAll(".lit, .source")) cell.classList.remove("lit", "source");
     const open = section.boxes[section.step];
     if (open) for (const cell of open.querySelectorAll("td[data-place]")) {
       if (cell.dataset.place === keyOf(place)) cell.classList.add("lit");
-      else if (lit.has(cell.dataset.place)) cell.classList.add("source");
+      else if (lit.has((here ? cell.dataset.which : "") + "|" + cell.dataset.place)) cell.classList.add("source");
     }
     const follow = (part) => section.follow(part);
     const why = element("p", { class: "why" }, ...writeParts(description.why, 6, follow));
-    if (description.equation && description.equation !== section.active[section.step]) why.append(description.equation.text);
+    if (description.equation && description.equation !== section.active[section.step]) why.append(...marked(description.equation.text));
     panel.replaceChildren(element("p", { class: "which" }, nameOf(section, place.array, place.index)), arithmetic(section, place.array, description, follow), why);
     const other = description.equation && description.equation !== section.active[section.step];
     section.open.textContent = other ? "Open step “" + description.equation.name + "”" : "Open its step";
@@ -315,7 +311,7 @@
         if (text.length > longest.length) longest = { length: text.length, line: line.textContent, why: description.why.map((part) => part.array ? "0.000000" : part).join("") + description.equation.text };
       }
     }
-    section.sizer.replaceChildren(element("p", { class: "which" }, "X"), element("p", { class: "arithmetic" }, longest.line + " 0.0000 · 0.0000 + 0.00"), element("p", { class: "why" }, longest.why + " and some more."));
+    section.sizer.replaceChildren(element("p", { class: "which" }, "X"), element("p", { class: "arithmetic" }, longest.line + " 0.0000 · 0.0000 + 0.00 −∞"), element("p", { class: "why" }, longest.why + " and some more −∞.", symbol("W_q")));
   }
 
   // Saving the figure in view

@@ -16,7 +16,7 @@ from jaxattn.guide.section import Numbers, Section, setting
 from jaxattn.guide.sections import make_sections
 from jaxattn.guide.story import Story
 
-SCRIPTS = ("numbers.js", "rules.js", "page.js", "calculator.js", "quiz.js")
+SCRIPTS = ("keys.js", "numbers.js", "rules.js", "page.js", "tables.js", "calculator.js", "quiz.js")
 
 
 def render_page(story: Story) -> str:

@@ -101,10 +101,18 @@ class Equation(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A number of a `Table`, as text, and its arithmetic or where it comes from."""
+    """A cell of a `Table`.
+
+    Args:
+        text: what is shown; its last word is the number.
+        arithmetic: an expression of numbers that gives the number to the digits shown, with ·, −, √ and exp; "" where
+            the number is given.
+        note: where the numbers come from.
+    """
 
     text: str
-    origin: str = ""
+    arithmetic: str = ""
+    note: str = ""
 
 
 class Table(NamedTuple):
@@ -157,6 +165,32 @@ class Section(NamedTuple):
     closing: Sequence[str] = ()
     opened: int = 0
     calculator: Sequence[tuple[str, str, int]] = ()
+
+
+def short(number: float) -> str:
+    """Write a number with two decimals, or one digit where these would be 0.
+
+    Example:
+        >>> from jaxattn.guide.section import short
+        >>> short(0.994), short(0.0012), short(0.0)
+        ('0.99', '1e-3', '0')
+    """
+    if abs(number) >= 0.005 or number == 0:
+        return f"{number:.2f}" if number else "0"
+    digit, exponent = f"{number:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
+
+
+def largest_difference(first: Any, second: Any) -> Cell:
+    """Return the largest difference of two arrays, written out."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    place = np.unravel_index(np.argmax(np.abs(first - second)), first.shape)
+    low, high = sorted((float(first[place]), float(second[place])))
+    minus = f"({low!r})" if low < 0 else f"{low!r}"
+    note = f"the entries at {tuple(map(int, place))}, where the arrays differ most"
+    if 0 < high - low < 1e-5:
+        note += ": float32 holds about seven digits, and another order of the steps rounds differently"
+    return Cell(short(high - low), f"{high!r} − {minus}", note)
 
 
 def setting(**switches: Any) -> str:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxattn import GPT, GPTConfig
+from jaxattn.guide.page import render_page
+from jaxattn.guide.story import book_story, random_story
 from jaxattn.training.saving import save_model
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -56,6 +58,18 @@ def open_page(browser, tmp_path):
         return browser
 
     return open_it
+
+
+@pytest.fixture(scope="session")
+def book_page():
+    """The default page, made once."""
+    return render_page(book_story())
+
+
+@pytest.fixture(scope="session")
+def fox_page():
+    """A page of a sentence of one's own."""
+    return render_page(random_story("a small fox", 0))
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,33 @@ def settings(section):
     return [dict(zip(names, combination, strict=True)) for combination in itertools.product(*values)]
 
 
+# Every number of the tables, and what its click says.
+READ_TABLES = """
+return [...document.querySelectorAll(".tables td")].map((cell) => {
+  cell.click();
+  const panel = cell.closest("section").querySelector(".of-tables .panel");
+  const read = (name) => panel.querySelector("." + name).textContent;
+  return [cell.textContent, read("which"), read("arithmetic"), read("why")];
+});
+"""
+
+
+def check_tables(browser):
+    """Click every cell of the tables, and evaluate its arithmetic; return the texts of those that are given."""
+    given = []
+    for text, which, arithmetic, why in browser.execute_script(READ_TABLES):
+        assert which
+        assert why
+        if " = " in arithmetic:
+            side, result = arithmetic.split(" = ")
+            assert text.split()[-1] == result
+            number = result.replace(",", "")
+            check_arithmetic(f"{side} = {number}", float(number))
+        else:
+            given.append(text)
+    return given
+
+
 def check_section(browser, section, expected=None, chosen=None):
     """Choose every setting of the switches, every step and every number; compare it, and evaluate its arithmetic."""
     root = browser.find_element("id", section["id"])

@@ -8,15 +8,14 @@ from xml.etree import ElementTree
 import pytest
 
 from jaxattn.guide.page import render_page
-from jaxattn.guide.story import book_story, random_story
+from jaxattn.guide.story import random_story
 
 STRANGE = '</script> "quoted" <b>&amp; 🦊 שלום fox fox fox --> `${x}`'
 
 
-def test_without_javascript_all_tables_are_shown(open_page):
-    page = render_page(book_story())
-    assert len(re.findall(r"<td>-?[\d.∞−]+</td>", page)) > 500
-    browser = open_page(page, script=False)
+def test_without_javascript_all_tables_are_shown(open_page, book_page):
+    assert len(re.findall(r"<td>-?[\d.∞−]+</td>", book_page)) > 500
+    browser = open_page(book_page, script=False)
     assert browser.find_element("css selector", "#simple table").is_displayed()
     assert not browser.find_element("css selector", "#simple .controls").is_displayed()
 
@@ -32,15 +31,16 @@ def test_any_tokens_are_shown_verbatim_without_requests_or_console_messages(open
     assert browser.get_log("browser") == []
 
 
-def test_the_keyboard_reaches_everything(open_page):
+def test_the_keyboard_reaches_everything(open_page, fox_page):
     from selenium.webdriver.common.keys import Keys
 
-    browser = open_page(render_page(random_story("a small fox", 0)))
+    browser = open_page(fox_page)
     # Of radio buttons and of a matrix's entries, the Tab key reaches one, and arrow keys the others.
     name = """
         const name = (e) => e.tagName === "INPUT" ? "radio " + e.name : e.role === "radio"
           ? "words" + e.closest("section").id
           : e.dataset.place ? "matrix " + e.closest("section").id + e.closest("table").dataset.array
+          : e.tagName === "TD" ? "table " + e.closest("section").id + e.closest("table").caption.textContent
           : [e.tagName, e.closest("section")?.id, e.getAttribute("aria-label") || e.textContent].join(" ");
     """
     seen = []
@@ -49,7 +49,7 @@ def test_the_keyboard_reaches_everything(open_page):
         seen.append(browser.execute_script(name + "return name(document.activeElement)"))
         if len(seen) > 3 and seen[-1] == seen[0]:
             break
-    controls = """return [...document.querySelectorAll("input, button:not(:disabled), a, td[data-place]")]
+    controls = """return [...document.querySelectorAll("input, button:not(:disabled), a, td[data-place], .tables td")]
         .filter((e) => getComputedStyle(e).visibility === "visible" && !e.closest("th")).map(name)"""
     assert set(browser.execute_script(name + controls)) <= set(seen)
     browser.find_element("css selector", "#simple .word:nth-child(2)").click()
@@ -84,9 +84,28 @@ return lines;
 """
 
 
+READ_TABLES = """
+return [...document.querySelectorAll(".tables td")].map((cell) => {
+  const event = new PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" });
+  if (arguments[0] === "point") cell.dispatchEvent(event);
+  else cell[arguments[0]]();
+  return cell.closest("section").querySelector(".of-tables .panel").textContent + cell.className;
+});
+"""
+
+
+def test_pointing_focusing_and_clicking_agree_in_tables(open_page, fox_page):
+    browser = open_page(fox_page)
+    browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
+    clicked, focused, pointed = (browser.execute_script(READ_TABLES, act) for act in ("click", "focus", "point"))
+    assert clicked == focused == pointed
+    assert len(set(clicked)) > 30
+    assert all(text.endswith("lit") for text in clicked)
+
+
 @pytest.mark.parametrize("name", ["simple", "dropout", "heads"])
-def test_pointing_focusing_and_clicking_agree(open_page, name):
-    browser = open_page(render_page(random_story("a small fox", 0)))
+def test_pointing_focusing_and_clicking_agree(open_page, name, fox_page):
+    browser = open_page(fox_page)
     root = browser.find_element("id", name)
     browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     clicked, focused, pointed = (browser.execute_script(READ_PANEL, root, act) for act in ("click", "focus", "point"))
@@ -94,8 +113,8 @@ def test_pointing_focusing_and_clicking_agree(open_page, name):
     assert len(set(clicked)) > 20
 
 
-def test_operands_lead_back_to_the_input(open_page):
-    browser = open_page(render_page(book_story()))
+def test_operands_lead_back_to_the_input(open_page, book_page):
+    browser = open_page(book_page)
     follow = "const operand = document.querySelector('#causal .panel .operand'); operand?.click(); return !!operand"
     visited = []
     browser.execute_script("[...document.querySelectorAll('#causal .strip button')].at(-1).click()")
@@ -110,8 +129,8 @@ def test_operands_lead_back_to_the_input(open_page):
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_moves_while_stepping(open_page, width):
-    browser = open_page(render_page(book_story()), width)
+def test_nothing_moves_while_stepping(open_page, width, book_page):
+    browser = open_page(book_page, width)
     moved = """
         const parts = [...document.querySelectorAll("section, .strip, .stage, .origin, pre")];
         const tops = () => parts.map((e) => e.offsetTop + " " + e.offsetHeight).join();
@@ -124,6 +143,10 @@ def test_nothing_moves_while_stepping(open_page, width):
               if (tops() !== first) { moved.push(root.id + " " + cell.dataset.place); break; }
             }
           }
+        for (const cell of document.querySelectorAll(".tables td")) {
+          cell.click();
+          if (tops() !== first) moved.push(cell.textContent);
+        }
         return moved;
     """
     assert browser.execute_script(moved) == []
@@ -140,9 +163,9 @@ def test_nothing_scrolls_inwards_on_a_phone(open_page, text):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_axe_finds_no_accessibility_violations_and_the_page_fits_its_width(open_page, width, dark):
+def test_axe_finds_no_accessibility_violations_and_the_page_fits_its_width(open_page, width, dark, book_page):
     axe = pytest.importorskip("axe_core_python", reason="checks accessibility: install the extra browser")
-    browser = open_page(render_page(book_story()), width, dark)
+    browser = open_page(book_page, width, dark)
     browser.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text())
     result = browser.execute_async_script("axe.run().then(arguments[0])")
     assert [(v["id"], [n["html"][:150] for n in v["nodes"][:3]]) for v in result["violations"]] == []
@@ -167,8 +190,8 @@ def test_the_figure_in_view_can_be_saved_as_well_formed_svg(open_page):
     assert browser.get_log("browser") == []
 
 
-def test_the_theme_can_be_chosen(open_page):
-    browser = open_page(render_page(book_story()))
+def test_the_theme_can_be_chosen(open_page, book_page):
+    browser = open_page(book_page)
     colour = "return getComputedStyle(document.body).backgroundColor"
     light = browser.execute_script(colour)
     browser.find_element("id", "theme").click()

@@ -4,42 +4,101 @@ import base64
 import itertools
 
 import pytest
-from page_numbers import expected_numbers
-from page_reader import check_arithmetic, check_section, section_data, settings
+from page_numbers import EXPECTED
+from page_reader import check_arithmetic, check_section, check_tables, section_data, settings
 
 from jaxattn.guide.page import render_page
 from jaxattn.guide.story import book_story, random_story
 
+OWN = random_story("fox fox 🦊", 3)
 NAMES = ["simple", "trainable", "causal", "dropout", "heads"]
 
 
+@pytest.fixture(scope="module")
+def own_page():
+    return render_page(OWN)
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("story", [book_story(), random_story("fox fox 🦊", 3)], ids=["book", "own"])
-def test_every_number_is_the_librarys_and_its_arithmetic_gives_it(open_page, story, name):
-    page = render_page(story)
-    check_section(open_page(page), section_data(page, name), expected_numbers(story)[name])
+def test_every_number_is_the_librarys_and_its_arithmetic_gives_it(open_page, book_page, name):
+    check_section(open_page(book_page), section_data(book_page, name), EXPECTED[name](book_story()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_so_it_is_for_a_sentence_of_ones_own(open_page, own_page, name):
+    section = section_data(own_page, name)
+    chosen = [each for number, each in enumerate(settings(section)) if number % 5 == 0]
+    check_section(open_page(own_page), section, EXPECTED[name](OWN), chosen)
+
+
+def test_the_arithmetic_of_every_number_in_the_tables_gives_it(open_page, book_page):
+    given = check_tables(open_page(book_page))
+    numbers = [text for text in given if any(letter.isdigit() for letter in text)]
+    # Probabilities of the next word, whose model is not on the page, and the sizes of known models.
+    sizes = [12, 12, 12, 64, 32, 32, 32, 128, 32, 32, 8, 128]
+    assert [int(text) for text in numbers if " " not in text] == sizes
+    assert len(numbers) == 12 + 5 * 10
+
+
+# Each kind of text with digits: what it is in, and whether it answers with its arithmetic.
+KINDS = """
+const kinds = { matrix: "td[data-place]", table: ".tables td", "weight of a word": ".word small", arithmetic: ".origin",
+  calculator: ".calculator", "name of a row or column": "th", shape: "figcaption", "name of a step": ".what, .strip",
+  choice: ".options, .heads, legend", heading: "h1, h2, nav, .code-title, caption", code: "pre, code",
+  quiz: "#quiz", prose: "section > p, header p", script: "script, style, title, noscript" };
+const walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT), counts = {}, unknown = [];
+for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+  const found = node.textContent.match(/\\d[\\d.,e-]*/g), parent = node.parentElement;
+  if (!found) continue;
+  const kind = Object.keys(kinds).find((each) => parent.closest(kinds[each]));
+  if (!kind) unknown.push(parent.outerHTML.slice(0, 200));
+  counts[kind] = (counts[kind] || 0) + found.length;
+}
+return [counts, unknown];
+"""
+
+
+def test_every_kind_of_number_on_the_page_is_known(open_page, book_page):
+    counts, unknown = open_page(book_page).execute_script(KINDS)
+    assert unknown == []
+    assert counts["matrix"] > 1000
+    assert counts["table"] > 80
+    print(counts)
+
+
+POINT_AT_WORDS = """
+return [...document.querySelectorAll("section:has(.equation) .words .word")].map((word) => {
+  word.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" }));
+  const output = word.closest("section").querySelector(".panel output").textContent;
+  return [word.querySelector("small").textContent, output];
+});
+"""
+
+
+def test_a_weight_below_a_word_answers_as_its_matrix_does(open_page, book_page):
+    pairs = open_page(book_page).execute_script(POINT_AT_WORDS)
+    assert len(pairs) == 9 * 6 + 10
+    for shown, answered in pairs:
+        assert answered == "0" if shown == "–" else abs(float(shown) - float(answered)) < 6e-5
 
 
 @pytest.mark.parametrize("name", ["before", "positions", "grouped", "windows", "closing"])
-def test_the_arithmetic_of_the_sections_around_the_book_gives_their_numbers(open_page, name):
+def test_the_arithmetic_of_the_sections_around_the_book_gives_their_numbers(open_page, name, book_page):
     """Their numbers follow from their operands by `test_equations.py`; of the trained model's, for one head."""
-    page = render_page(book_story())
-    section = section_data(page, name)
+    section = section_data(book_page, name)
     chosen = list(itertools.islice(settings(section), 1 if name == "closing" else None))
-    check_section(open_page(page), section, chosen=chosen)
+    check_section(open_page(book_page), section, chosen=chosen)
 
 
-def test_a_flipped_bit_in_the_data_is_noticed(open_page):
-    story = book_story()
-    page = render_page(story)
-    section = section_data(page, "simple")
+def test_a_flipped_bit_in_the_data_is_noticed(open_page, book_page):
+    section = section_data(book_page, "simple")
     text = section["numbers"]["scores"]["values"][""]
     content = bytearray(base64.b64decode(text))
     content[40] ^= 1
-    damaged = page.replace(text, base64.b64encode(content).decode())
-    assert damaged != page
+    damaged = book_page.replace(text, base64.b64encode(content).decode())
+    assert damaged != book_page
     with pytest.raises(AssertionError):
-        check_section(open_page(damaged), section, expected_numbers(story)["simple"])
+        check_section(open_page(damaged), section, EXPECTED["simple"](book_story()))
 
 
 def test_wrong_arithmetic_is_noticed():
@@ -58,8 +117,8 @@ return root.querySelector(".equation.open .operand-matrix:last-child").innerText
 """
 
 
-def test_the_books_numbers_are_on_the_page(open_page, book):
-    browser = open_page(render_page(book_story()))
+def test_the_books_numbers_are_on_the_page(open_page, book, book_page):
+    browser = open_page(book_page)
     read = lambda section, step: browser.execute_script(RESULT, browser.find_element("id", section), step)  # noqa: E731
     for number in ("0.9544", "1.4950", "1.4754", "0.8434", "0.7070", "1.0865"):
         assert number in read("simple", "Scores")
@@ -82,13 +141,13 @@ def test_the_books_numbers_are_on_the_page(open_page, book):
     assert all(f"{number:.4f}"[:-1] in text for number in book["multi_head_attention"]["context"][2])
 
 
-def test_the_arithmetic_of_the_books_first_score_stands_as_in_the_text(open_page):
-    browser = open_page(render_page(book_story()))
+def test_the_arithmetic_of_the_books_first_score_stands_as_in_the_text(open_page, book_page):
+    browser = open_page(book_page)
     cell = browser.find_element("css selector", "#simple .open td[data-place='scores|1,0']")
     cell.click()
     panel = browser.find_element("css selector", "#simple .panel .arithmetic")
     assert panel.text == "0.55 · 0.43 + 0.87 · 0.15 + 0.66 · 0.89 = 0.9544"
-    lit = browser.find_elements("css selector", "#simple .open td.source")
-    assert {each.get_attribute("data-place") for each in lit} == {
-        f"inputs|{row},{c}" for row in (0, 1) for c in range(3)
-    }
+    # The query's row of X, and the key's column of its transpose.
+    for which, row in ((0, 1), (1, 0)):
+        lit = browser.find_elements("css selector", f"#simple .open td.source[data-which='{which}']")
+        assert [each.get_attribute("data-place") for each in lit] == [f"inputs|{row},{c}" for c in range(3)]

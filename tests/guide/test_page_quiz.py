@@ -3,7 +3,7 @@
 from jaxattn.exercises.quiz import QUESTIONS
 from jaxattn.guide.page import render_page, render_sections
 from jaxattn.guide.quiz import Answer, Asked, quiz
-from jaxattn.guide.story import book_story, random_story
+from jaxattn.guide.story import random_story
 
 SMALL = [
     Asked("One & one?", [Answer("<3>", "It is 2.", False), Answer("2", "Counted.", True)]),
@@ -11,15 +11,14 @@ SMALL = [
 ]
 
 
-def test_the_page_asks_all_questions_of_the_quiz_once_with_one_right_answer_each():
+def test_the_page_asks_all_questions_of_the_quiz_once_with_one_right_answer_each(book_page):
     assert len(quiz()) == len(QUESTIONS) >= 30
     assert len({question.text for question in quiz()}) == len(QUESTIONS)
     for question in quiz():
         assert sum(answer.right for answer in question.answers) == 1
         assert len({answer.text for answer in question.answers}) == len(question.answers) >= 2
         assert all(answer.why for answer in question.answers)
-    page = render_page(book_story())
-    assert page.count('class="question"') == len(QUESTIONS)
+    assert book_page.count('class="question"') == len(QUESTIONS)
     assert 'class="question"' not in render_page(random_story("a b", 0))
 
 

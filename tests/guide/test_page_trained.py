@@ -11,6 +11,7 @@ from jaxattn import GPT, GPTConfig
 from jaxattn.files import write_whole
 from jaxattn.functional import attention_scores
 from jaxattn.guide.page import render_page
+from jaxattn.guide.section import short
 from jaxattn.guide.trained import trained_story
 from jaxattn.tasks.pronouns.report import PronounReport, write_report
 from jaxattn.tasks.pronouns.words import make_tokenizer, vocabulary
@@ -44,7 +45,7 @@ def test_a_trained_models_numbers_are_those_of_its_layers(open_page, run):
     rows = browser.find_elements("css selector", "#trained .tables tbody tr")
     for row, each in zip(rows, jax.nn.softmax(logits), strict=True):
         likely = jax.lax.top_k(each, 5)
-        words = [f"{printable([int(token)])} {p:.2f}" for p, token in zip(*likely, strict=True)]
+        words = [f"{printable([int(token)])} {short(float(p))}" for p, token in zip(*likely, strict=True)]
         assert [cell.text for cell in row.find_elements("css selector", "td")] == words
     assert "carry no meaning" in page
 

@@ -1,6 +1,7 @@
 """What came before: additive attention (Bahdanau et al. 2014), beside the dot product."""
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 
 from jaxattn.additive import additive_scores
 from jaxattn.functional import attention_weights, context_vectors
@@ -15,8 +16,10 @@ PARAGRAPHS = [
     "other language: a small neural network compared each query with each key. It added the two vectors, applied tanh, "
     "and weighted the sum of the elements by a trained vector v.",
     "Query, key and value are three vectors of each word, what it looks for, what it is found by, and what it "
-    "contributes; section 2 introduces them. The dot product asks the same question with one multiplication of "
-    "matrices. What follows is the same for both: softmax, and a weighted average.",
+    "contributes; section 2 introduces them, and here are its numbers. The dot product asks the same question with one "
+    "multiplication of matrices. What follows is the same for both: softmax turns scores into weights that sum to 1, "
+    "and the weights average the values.",
+    "The rest does not depend on this section: skip it at first, and come back after section 2.",
 ]
 SWITCHES = [Switch("way", "Scores", [("additive", "additive"), ("product", "dot product")], "additive")]
 EQUATIONS = [
@@ -41,6 +44,9 @@ weights = attention_weights(additive_scores(queries, keys, v))
 context = context_vectors(weights, values)"""
 
 
+_additive = jax.jit(additive_scores)
+
+
 def before_section(story: Story) -> Section:
     """Compute the section."""
     steps = trace(SelfAttention(2), story.trainable, story.inputs)
@@ -62,8 +68,8 @@ def before_section(story: Story) -> Section:
 
 
 def _by_way(steps: Trace) -> dict[str, Numbers]:
-    v = jnp.ones(steps["queries"].shape[-1])
-    scores = {"additive": additive_scores(steps["queries"], steps["keys"], v), "product": steps["scores"]}
+    v = np.ones(steps["queries"].shape[-1], np.float32)
+    scores = {"additive": _additive(steps["queries"], steps["keys"], v), "product": steps["scores"]}
     weights = {way: attention_weights(each) for way, each in scores.items()}
     context = {way: context_vectors(each, steps["values"]) for way, each in weights.items()}
     return {
@@ -76,13 +82,13 @@ def _by_way(steps: Trace) -> dict[str, Numbers]:
 
 def _closing(steps: Trace) -> list[str]:
     """State how the two kinds of scores differ, in numbers of the library."""
-    queries, keys = 10 * steps["queries"], 10 * steps["keys"]
-    v = jnp.ones(queries.shape[-1])
-    additive = float(jnp.abs(additive_scores(queries, keys, v)).max())
-    product, before = (float(jnp.abs(q @ k.T).max()) for q, k in ((queries, keys), (steps["queries"], steps["keys"])))
+    queries, keys = (np.asarray(steps[name]) for name in ("queries", "keys"))
+    v = np.ones(queries.shape[-1], np.float32)
+    additive = np.abs(_additive(10 * queries, 10 * keys, v)).max()
+    before, product = (np.abs(each).max() for each in (queries @ keys.T, (10 * queries) @ (10 * keys).T))
     return [
         "tanh stays between −1 and 1, so additive scores cannot exceed the sum of |v|. Dot products grow with their "
-        f"vectors: with queries and keys ten times as long, the largest dot product grows from {before:.2f} to "
-        f"{product:.2f}, the largest additive score only to {additive:.2f}. They grow with the width as well, for "
-        "which section 2 makes up: it divides them by its square root.",
+        "vectors: with queries and keys ten times as long, the largest dot product grows a hundredfold, from "
+        f"{before:.2f} to {product:.2f}, the largest additive score only to {additive:.2f}. They grow with the width "
+        "as well, for which section 2 makes up: it divides them by its square root.",
     ]

@@ -3,7 +3,17 @@
 import jax.numpy as jnp
 
 from jaxattn.functional import attention_weights, context_vectors, renormalized_weights
-from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant, single
+from jaxattn.guide.section import (
+    Equation,
+    Numbers,
+    Section,
+    Switch,
+    Table,
+    by_switch,
+    constant,
+    largest_difference,
+    single,
+)
 from jaxattn.guide.sections.trainable import PROJECTIONS, SCORES, projection_numbers
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import Trace, trace
@@ -13,6 +23,8 @@ PARAGRAPHS = [
     "A model that predicts the next word must not attend to it. The causal mask sets the scores of all later keys to "
     "−∞ before the softmax, which then gives them weight 0. Masking after the softmax instead leaves rows that no "
     "longer sum to 1; renormalized, divided by the sum of what is left, they equal those of the first way.",
+    "This section and the next two have matrices of their own, as in the book: their queries and keys differ from "
+    "those above.",
 ]
 MASKINGS = [
     ("before", "masked before softmax"),
@@ -117,9 +129,5 @@ def _by_way(steps: Trace, ways: dict[str, jnp.ndarray]) -> dict[str, Numbers]:
 
 def _differences(ways: dict[str, jnp.ndarray]) -> Table:
     names = dict(MASKINGS)
-    rows = []
-    for way in ("after", "renormalized"):
-        difference = float(jnp.abs(ways[way] - ways["before"]).max())
-        origin = "the largest difference of any weight, compared with the weights of “masked before softmax”"
-        rows.append((names[way], [Cell(f"{difference:.2g}", origin)]))
+    rows = [(names[way], [largest_difference(ways[way], ways["before"])]) for way in ("after", "renormalized")]
     return Table("How far the weights are from those masked before softmax", ["weights", "largest difference"], rows)

@@ -73,13 +73,13 @@ def dropout_section(story: Story) -> Section:
 def _by_dropout(steps: Trace) -> dict[str, Numbers]:
     """Compute what follows from the weights, for each rate and random key."""
     weights, values = steps["weights"], steps["values"]
+    dropped = {key: jax.device_get(_drop(weights, np.uint32(key))) for key in KEYS}
     kept_weights, sums, context = {}, {}, {}
     for rate, key in itertools.product(RATES, KEYS):
         where = setting(rate=rate, key=key)
-        kept = dropout(weights, rate, jax.random.key(key)) if rate else weights
-        kept_weights[where] = np.asarray(kept)
-        sums[where], context[where] = np.asarray(kept.sum(-1, keepdims=True)), np.asarray(context_vectors(kept, values))
-    draws = {key: jnp.where(steps["mask"], _draws(key, weights.shape), jnp.nan) for key in KEYS}
+        kept_weights[where] = kept = np.asarray(dropped[key][str(rate)] if rate else weights)
+        sums[where], context[where] = kept.sum(-1, keepdims=True), np.asarray(context_vectors(kept, values))
+    draws = {key: np.where(np.asarray(steps["mask"]), dropped[key]["draws"], np.nan) for key in KEYS}
     rates = {rate: np.full((1, 1), rate, np.float32) for rate in RATES}
     draw_note = "drawn at random from 0 to 1, by the random key chosen above"
     return {
@@ -91,6 +91,13 @@ def _by_dropout(steps: Trace) -> dict[str, Numbers]:
     }
 
 
-def _draws(key: int, shape: tuple[int, ...]) -> Array:
+@jax.jit
+def _drop(weights: Array, seed: Array) -> dict[str, Array]:
+    """Drop at each rate by one key, and return the draws too."""
+    key = jax.random.key(seed)
+    return {str(rate): dropout(weights, rate, key) for rate in RATES if rate} | {"draws": _draws(key, weights.shape)}
+
+
+def _draws(key: Array, shape: tuple[int, ...]) -> Array:
     """Return the bits by which `dropout` decides, as numbers in [0, 1)."""
-    return entry_bits(*draw_bits(jax.random.key(key), shape)).astype(jnp.float32) / jnp.float32(2**32)
+    return entry_bits(*draw_bits(key, shape)).astype(jnp.float32) / jnp.float32(2**32)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxattn.guide.gpt2 import GPT2Heads
-from jaxattn.guide.section import Cell, Numbers, Section, Switch, Table, by_switch
+from jaxattn.guide.section import Cell, Numbers, Section, Switch, Table, by_switch, short
 from jaxattn.guide.sections.trained import next_words_table
 from jaxattn.guide.story import Story
 
@@ -71,9 +71,9 @@ def _section(
 
 def _scores(heads: GPT2Heads) -> Table:
     """List the heads with the largest scores."""
-    origin = "the mean weight of the token after the previous occurrence"
+    note = "the mean weight of the token after the previous occurrence"
     order = np.argsort(-heads.induction, axis=None, kind="stable")[:NUM_HEADS]
     rows = []
     for layer, head in zip(*np.unravel_index(order, heads.induction.shape), strict=True):
-        rows.append((f"layer {layer}, head {head}", [Cell(f"{heads.induction[layer, head]:.2f}", origin)]))
+        rows.append((f"layer {layer}, head {head}", [Cell(short(heads.induction[layer, head]), note=note)]))
     return Table("The largest induction scores", ["head", "score"], rows)

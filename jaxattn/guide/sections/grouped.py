@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxattn.attention import dot_product_attention
@@ -17,7 +18,7 @@ PARAGRAPHS = [
     "A model writes word by word. The keys and values of earlier words do not change, because of the causal mask, so "
     "they are kept in a cache; a new word needs only its own query, key and value. The cache grows with each word, in "
     "each layer, and for long texts it is larger than the model.",
-    "Grouped heads make it smaller: each key head serves several query heads. The queries still differ, and so do the "
+    "Grouped heads make it smaller: each KV head serves several query heads. The queries still differ, and so do the "
     "weights of the heads. With one KV head for all it is called multi-query attention (Shazeer 2019), with a few "
     "grouped-query attention (Ainslie et al. 2023).",
 ]
@@ -108,9 +109,9 @@ def bytes_per_token(layers: int, kv_heads: int, width: int, dtype: str = "bfloat
 def _numbers(story: Story, H: int) -> dict[str, Numbers]:
     x, note = story.inputs, story.parameter_note
     heads = [story.stacked["params"][f"heads_{head}"] for head in range(H)]
-    kernels = {name: jnp.stack([head[name]["kernel"] for head in heads]) for name in ("query", "key", "value")}
+    kernels = {name: np.stack([head[name]["kernel"] for head in heads]) for name in ("query", "key", "value")}
     D = kernels["query"].shape[-1]
-    query, key, value = (jnp.einsum("rk,hkc->hrc", x, kernels[name]) for name in ("query", "key", "value"))
+    query, key, value = jax.device_get(_project(x, kernels))
     numbers = {
         "inputs": constant(x, "token", "feature", symbol="X", note=story.input_note),
         "queries": constant(query, "head", "token", "feature", symbol="Q"),
@@ -128,28 +129,39 @@ def _numbers(story: Story, H: int) -> dict[str, Numbers]:
     return numbers | _by_sharing(query, {"own": (key, value), "shared": (key[:1], value[:1])})
 
 
-def _by_sharing(query: Array, shared: dict[str, tuple[Array, Array]]) -> dict[str, Numbers]:
-    """Compute what follows from queries `(H, T, D)` with H or 1 heads of keys and values."""
+@jax.jit
+def _project(x: Array, kernels: dict[str, Array]) -> list[Array]:
+    return [jnp.einsum("rk,hkc->hrc", x, kernels[name]) for name in ("query", "key", "value")]
+
+
+@jax.jit
+def _attend(query: Array, key: Array, value: Array) -> dict[str, Array]:
+    """Compute all steps, with heads `(H, T, D)` in front."""
     T, D = query.shape[1:]
     mask = Causal().array(T, T)
-    scores, scaled, masked, weights, context = ({} for _ in range(5))
-    for way, (key, value) in shared.items():
-        scores[way] = attention_scores(query, jnp.broadcast_to(key, query.shape))
-        scaled[way] = scores[way] * jnp.float32(D**-0.5)
-        masked[way] = jnp.where(mask, scaled[way], -jnp.inf)
-        # (H, T, D) -> (T, H, D)
-        q, k, v = (jnp.swapaxes(array, 0, 1) for array in (query, key, value))
-        output, weights[way] = dot_product_attention(q, k, v, Causal(), return_weights=True)
-        context[way] = jnp.swapaxes(output, 0, 1)
+    scores = attention_scores(query, jnp.broadcast_to(key, query.shape))
+    scaled = scores * jnp.float32(D**-0.5)
+    # (H, T, D) -> (T, H, D)
+    q, k, v = (jnp.swapaxes(array, 0, 1) for array in (query, key, value))
+    output, weights = dot_product_attention(q, k, v, Causal(), return_weights=True)
+    masked, context = jnp.where(mask, scaled, -jnp.inf), jnp.swapaxes(output, 0, 1)
+    return {"scores": scores, "scaled": scaled, "masked": masked, "weights": weights, "context": context}
+
+
+def _by_sharing(query: Array, shared: dict[str, tuple[Array, Array]]) -> dict[str, Numbers]:
+    """Compute what follows from queries `(H, T, D)` with H or 1 heads of keys and values."""
+    T = query.shape[1]
+    steps = {way: jax.device_get(_attend(query, key, value)) for way, (key, value) in shared.items()}
+    ways = {name: {way: each[name] for way, each in steps.items()} for name in steps["own"]}
     note = "the causal mask: 1 where the key is the query or comes before it, 0 where it comes after"
     pairs = ("head", "query", "key")
     return {
-        "mask": constant(mask, "query", "key", symbol="M", kind="plain", note=note),
-        "scores": by_switch("sharing", scores, *pairs, symbol="S", kind="scores"),
-        "scaled": by_switch("sharing", scaled, *pairs, symbol="S′", kind="scores"),
-        "masked": by_switch("sharing", masked, *pairs, symbol="S″", kind="scores"),
-        "weights": by_switch("sharing", weights, *pairs, symbol="A", kind="weights"),
-        "context": by_switch("sharing", context, "head", "token", "feature", symbol="Z"),
+        "mask": constant(np.tri(T, dtype=bool), "query", "key", symbol="M", kind="plain", note=note),
+        "scores": by_switch("sharing", ways["scores"], *pairs, symbol="S", kind="scores"),
+        "scaled": by_switch("sharing", ways["scaled"], *pairs, symbol="S′", kind="scores"),
+        "masked": by_switch("sharing", ways["masked"], *pairs, symbol="S″", kind="scores"),
+        "weights": by_switch("sharing", ways["weights"], *pairs, symbol="A", kind="weights"),
+        "context": by_switch("sharing", ways["context"], "head", "token", "feature", symbol="Z"),
     }
 
 
@@ -158,8 +170,10 @@ def _memory() -> Table:
     rows = []
     for name, (layers, heads, kv_heads, width) in MODELS.items():
         each = bytes_per_token(layers, kv_heads, width)
-        origin = f"2 (keys and values) · {layers} layers · {kv_heads} KV heads · {width} numbers · 2 bytes"
-        cells = [Cell(str(heads)), Cell(str(kv_heads)), Cell(f"{each:,}", origin)]
-        rows.append((name, [*cells, Cell(f"{each * 8192 / 2**30:.2f}", f"{each:,} bytes · 8192 / 2³⁰")]))
-    columns = ["model", "query heads", "KV heads", "bytes a token", "GiB for 8192 tokens"]
+        given = [Cell(str(number), note=f"the size of {name}") for number in (layers, heads, kv_heads, width)]
+        note = "keys and values · layers · KV heads · width of a head · bytes of a number"
+        cells = [*given, Cell(f"{each:,}", f"2 · {layers} · {kv_heads} · {width} · 2", note)]
+        gib = Cell(f"{each * 8192 / 2**30:.2f}", f"{each} · 8192 / {2**30}", "bytes a token · tokens / bytes of a GiB")
+        rows.append((name, [*cells, gib]))
+    columns = ["model", "layers", "query heads", "KV heads", "head width", "bytes a token", "GiB for 8192 tokens"]
     return Table("The cache in bfloat16", columns, rows)

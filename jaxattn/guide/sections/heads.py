@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 from jax import Array
 
-from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant
+from jaxattn.guide.section import Equation, Numbers, Section, Switch, Table, by_switch, constant, largest_difference
 from jaxattn.guide.story import Story
 from jaxattn.guide.trace import Trace, trace
 from jaxattn.stages import MultiHeadAttention, MultiHeadAttentionWrapper, parallel_from_stacked
@@ -25,10 +26,11 @@ def heads_section(story: Story) -> Section:
     H, D = len(params), params["heads_0"]["value"]["kernel"].shape[-1]
     features = story.parallel["params"]["out"]["kernel"].shape[0]
     joined = {"params": parallel_from_stacked(params)}
+    compiled = jax.jit(trace, static_argnums=0)
     traces = {
-        "stacked": trace(MultiHeadAttentionWrapper(H, D), story.stacked, story.inputs),
-        "parallel": trace(MultiHeadAttention(H, H * D), joined, story.inputs),
-        "projected": trace(MultiHeadAttention(H, features), story.parallel, story.inputs),
+        "stacked": compiled(MultiHeadAttentionWrapper(H, D), story.stacked, story.inputs),
+        "parallel": compiled(MultiHeadAttention(H, H * D), joined, story.inputs),
+        "projected": compiled(MultiHeadAttention(H, features), story.parallel, story.inputs),
     }
     kernels = {"stacked": joined, "parallel": joined, "projected": story.parallel}
     return Section(
@@ -123,7 +125,7 @@ def _projections(story: Story, kernels: dict[str, Any], H: int) -> dict[str, Num
     numbers = {"inputs": constant(story.inputs, "token", "feature", symbol="X", note=story.input_note)}
     for short, name, symbol in PROJECTIONS:
         joined = {way: variables["params"][short]["kernel"] for way, variables in kernels.items()}
-        products = {way: story.inputs @ kernel for way, kernel in joined.items()}
+        products = {way: np.asarray(story.inputs) @ np.asarray(kernel) for way, kernel in joined.items()}
         shown = {"symbol": f"W_{short[0]}", "note": note}
         numbers[f"W {short}"] = constant(_split(joined["stacked"], H), "head", "input", "feature", **shown)
         numbers[f"joined W {short}"] = by_switch("way", joined, "input", "joined", **shown)
@@ -131,9 +133,9 @@ def _projections(story: Story, kernels: dict[str, Any], H: int) -> dict[str, Num
     return numbers
 
 
-def _split(joined: Array, H: int) -> Array:
+def _split(joined: Array, H: int) -> np.ndarray:
     """`(rows, H * D)` -> `(H, rows, D)`."""
-    return jnp.moveaxis(joined.reshape(joined.shape[0], H, -1), 1, 0)
+    return np.moveaxis(np.asarray(joined).reshape(joined.shape[0], H, -1), 1, 0)
 
 
 def _by_way(traces: dict[str, Trace]) -> dict[str, Numbers]:
@@ -153,19 +155,17 @@ def _by_way(traces: dict[str, Trace]) -> dict[str, Numbers]:
 def _output(story: Story, traces: dict[str, Trace]) -> dict[str, Numbers]:
     out, steps = story.parallel["params"]["out"], traces["stacked"]
     note = "the causal mask: 1 where the key is the query or comes before it, 0 where it comes after"
-    widths = {way: jnp.full((1, 1), float(steps["queries"].shape[-1])) for way, steps in traces.items()}
+    widths = {way: np.full((1, 1), float(steps["queries"].shape[-1])) for way, steps in traces.items()}
     return {
         "width": by_switch("way", widths, "", "", symbol="width", kind="plain", note="the number of elements of a key"),
         "mask": constant(steps["mask"], "query", "key", symbol="M", kind="plain", note=note),
         "W out": constant(out["kernel"], "input", "feature", symbol="W_out", note=story.parameter_note),
-        "bias": constant(out["bias"][None], "bias", "feature", symbol="b", note=story.parameter_note),
+        "bias": constant(np.asarray(out["bias"])[None], "bias", "feature", symbol="b", note=story.parameter_note),
     }
 
 
 def _differences(traces: dict[str, Trace]) -> Table:
-    origin = "the largest difference of any entry between heads computed in parallel and one by one"
-    rows = []
-    for name in ("queries", "keys", "values", "weights", "context"):
-        difference = float(jnp.abs(traces["stacked"][name] - traces["parallel"][name]).max())
-        rows.append((name, [Cell(f"{difference:.2g}", origin)]))
+    stacked, parallel = traces["stacked"], traces["parallel"]
+    names = ("queries", "keys", "values", "weights", "context")
+    rows = [(name, [largest_difference(stacked[name], parallel[name])]) for name in names]
     return Table("In parallel and one by one", ["array", "largest difference"], rows)

@@ -1,11 +1,12 @@
 """The first and the last section: whom does "him" mean? The heads of a trained model, shipped with the package."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxattn.functional import attention_scores, attention_weights, context_vectors
-from jaxattn.guide.section import Cell, Section, Table, constant
+from jaxattn.guide.section import Cell, Section, Table, constant, short
 from jaxattn.guide.sections.trained import trained_section
 from jaxattn.guide.shipped import Shipped, ShippedSentence, load_shipped
 from jaxattn.guide.story import Story
@@ -13,13 +14,13 @@ from jaxattn.guide.trace import Trace
 from jaxattn.masks import Causal
 
 QUESTION = [
-    "Whom did the fox bite? You know at once: “him” is the dog. How does a model find out, which has nothing but "
-    "numbers?",
-    "The arc below is the answer of a small model, trained on sentences like this one: at “him”, one of its heads "
-    "attends to “{noun}”, with a weight of {weight:.3f} out of 1. What this head passes on at “him” is an average of "
-    "one vector for each word, and by these weights nearly all of it is the dog's.",
+    "“{sentence}” Whom did the fox bite? You know at once: “him” is the dog. How does a model find out, which has "
+    "nothing but numbers?",
+    "The arc below is the answer of a small model, trained on sentences like this one. It compares words in eight ways "
+    "side by side, called heads. At “him”, one of them attends to “{noun}”, with a weight of {weight:.3f} out of 1: "
+    "what it passes on at “him” is an average of one vector for each word, and nearly all of it is the dog's.",
     "This page shows how such weights are computed, in the four steps of the book, with small numbers that you can "
-    "follow by hand. At the end it comes back to this sentence.",
+    "follow by hand. At the end it comes back to this sentence, with the arithmetic of each weight that stands below.",
 ]
 ANSWER = [
     "Here is the sentence of the beginning again, in each head of the model, {layers} layers of {heads}. The steps are "
@@ -27,8 +28,8 @@ ANSWER = [
     "their dot products.",
     "Over {sentences:,} sentences whose pair of noun and verb the model never saw, head {head} of layer {layer} gives "
     "the noun that is meant {attention:.2f} of its attention at the pronoun. In {accuracy:.1%} of them the model "
-    "prefers the right one of “him” and “her”; the previous word alone would give {bigram:.1%}. What the other heads "
-    "do was not measured.",
+    "prefers the right one of “him” and “her”; a guess from the previous word alone is right in {bigram:.1%}. "
+    "What the other heads do was not measured.",
 ]
 CODE = """\
 from jaxattn.guide.shipped import load_shipped
@@ -43,14 +44,15 @@ def opening_section() -> Section:
     """Show one arc, from the pronoun to its noun."""
     shipped = load_shipped()
     sentence, (layer, head) = shipped.sentences[0], shipped.report.best_head
-    weights = _weights(sentence)[layer, head]
-    weight = float(weights[-1, sentence.noun])
+    weights = _steps(sentence)["weights"][layer, head]
+    facts = {"sentence": " ".join(sentence.tokens).capitalize() + ".", "noun": sentence.tokens[sentence.noun]}
+    facts |= {"weight": float(weights[-1, sentence.noun])}
     return Section(
         id="opening",
         title=f"Whom does “{sentence.tokens[-1]}” mean?",
         tokens=sentence.tokens,
         query=len(sentence.tokens) - 1,
-        paragraphs=[text.format(noun=sentence.tokens[sentence.noun], weight=weight) for text in QUESTION],
+        paragraphs=[text.format(**facts) for text in QUESTION],
         numbers={
             "weights": constant(
                 weights, "query", "key", symbol="A", kind="weights", note="computed by the trained model"
@@ -100,24 +102,28 @@ def closing_section(story: Story) -> Section:
     )
 
 
-def _weights(sentence: ShippedSentence) -> Array:
-    """`(layers, H, T, T)`."""
-    scale = sentence.queries.shape[-1] ** -0.5
-    return attention_weights(attention_scores(sentence.queries, sentence.keys), Causal(), scale=scale)
+def _steps(sentence: ShippedSentence) -> dict[str, np.ndarray]:
+    """Compute each step of all heads, `(layers, H, T, ...)`."""
+    return jax.device_get(_attend(sentence.queries, sentence.keys, sentence.values))
+
+
+@jax.jit
+def _attend(queries: Array, keys: Array, values: Array) -> dict[str, Array]:
+    T, D = queries.shape[-2:]
+    mask, scores = Causal().array(T, T), attention_scores(queries, keys)
+    scaled, weights = scores * jnp.float32(D**-0.5), attention_weights(scores, Causal(), scale=D**-0.5)
+    steps = {"scores": scores, "scaled": scaled, "masked": jnp.where(mask, scaled, -jnp.inf), "weights": weights}
+    return steps | {"context": context_vectors(weights, values)}
 
 
 def _traces(sentence: ShippedSentence) -> tuple[Trace, ...]:
-    mask = jnp.tril(jnp.ones((len(sentence.tokens),) * 2, bool))
-    traces = []
-    for queries, keys, values, weights in zip(
-        sentence.queries, sentence.keys, sentence.values, _weights(sentence), strict=True
-    ):
-        scores = attention_scores(queries, keys)
-        scaled = scores * jnp.float32(queries.shape[-1] ** -0.5)
-        arrays = {"queries": queries, "keys": keys, "values": values, "scores": scores, "scaled": scaled, "mask": mask}
-        arrays |= {"masked": jnp.where(mask, scaled, -jnp.inf), "weights": weights}
-        traces.append(Trace("MultiHeadAttention", arrays | {"context": context_vectors(weights, values)}))
-    return tuple(traces)
+    given = {"queries": sentence.queries, "keys": sentence.keys, "values": sentence.values}
+    steps = {name: np.asarray(array) for name, array in (given | _steps(sentence)).items()}
+    mask = {"mask": np.tri(len(sentence.tokens), dtype=bool)}
+    return tuple(
+        Trace("MultiHeadAttention", {name: array[layer] for name, array in steps.items()} | mask)
+        for layer in range(len(sentence.queries))
+    )
 
 
 def _other_sentences(shipped: Shipped) -> Table:
@@ -125,12 +131,16 @@ def _other_sentences(shipped: Shipped) -> Table:
     layer, head = shipped.report.best_head
     rows = []
     for sentence in shipped.sentences:
-        weights = np.asarray(_weights(sentence)[layer, head, -1])
+        steps = _steps(sentence)
+        weights = steps["weights"][layer, head, -1]
         rival = int(np.argmax(np.where(np.arange(len(weights)) == sentence.noun, -1, weights)))
-        origin = f"the weight at “{sentence.tokens[-1]}” in head {head} of layer {layer}"
-        cells = [Cell(sentence.tokens[sentence.noun], "the noun that is meant, by the sentence's grammar")]
-        cells += [Cell(f"{weights[sentence.noun]:.2f}", origin)]
-        cells += [Cell(f"{sentence.tokens[rival]} {weights[rival]:.2f}", origin)]
+        scaled = np.asarray(steps["scaled"])[layer, head, -1]
+        note = f"softmax of the scaled scores at “{sentence.tokens[-1]}”, in head {head} of layer {layer}"
+        total = " + ".join(f"exp({score:.4f})" for score in scaled)
+        share = lambda place: f"exp({scaled[place]:.4f}) / ({total})"  # noqa: B023, E731
+        cells = [Cell(sentence.tokens[sentence.noun], note="the noun that is meant, by the sentence's grammar")]
+        cells += [Cell(short(weights[sentence.noun]), share(sentence.noun), note)]
+        cells += [Cell(f"{sentence.tokens[rival]} {short(weights[rival])}", share(rival), note)]
         rows.append((" ".join(sentence.tokens), cells))
     return Table(
         f"The same head at the last word of other sentences (head {head} of layer {layer})",

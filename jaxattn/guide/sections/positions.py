@@ -1,5 +1,6 @@
 """After the book: positions by rotation (RoPE, Su et al. 2021)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -70,16 +71,23 @@ def _rotate(vectors: Array, positions: Array) -> Array:
     return rotate(vectors[:, None], positions, BASE)[:, 0]
 
 
+@jax.jit
+def _attend(queries: Array, keys: Array, positions: Array) -> tuple[Array, ...]:
+    """Rotate queries and keys, and compute their scores, scaled scores and weights."""
+    scale = queries.shape[-1] ** -0.5
+    queries, keys = _rotate(queries, positions), _rotate(keys, positions)
+    scores = attention_scores(queries, keys)
+    return queries, keys, scores, scores * jnp.float32(scale), attention_weights(scores, scale=scale)
+
+
 def _by_shift(steps: Trace) -> dict[str, Numbers]:
     T, d = steps["queries"].shape
-    angles, queries, keys, scores, scaled, weights = ({} for _ in range(6))
-    for shift in SHIFTS:
-        positions = jnp.arange(T) + shift
-        angles[shift] = np.outer(positions, BASE ** (-2 * np.arange(d // 2) / d))
-        queries[shift], keys[shift] = (_rotate(steps[name], positions) for name in ("queries", "keys"))
-        scores[shift] = attention_scores(queries[shift], keys[shift])
-        scaled[shift] = scores[shift] * jnp.float32(d**-0.5)
-        weights[shift] = attention_weights(scores[shift], scale=d**-0.5)
+    positions = {shift: np.arange(T) + shift for shift in SHIFTS}
+    angles = {shift: np.outer(each, BASE ** (-2 * np.arange(d // 2) / d)) for shift, each in positions.items()}
+    turned = {shift: _attend(steps["queries"], steps["keys"], each) for shift, each in positions.items()}
+    queries, keys, scores, scaled, weights = (
+        {shift: arrays[which] for shift, arrays in turned.items()} for which in range(5)
+    )
     angle_note = "the word's position, times 1 radian for the first pair of elements"
     width_note = "the number of elements of a key"
     return {
@@ -93,16 +101,33 @@ def _by_shift(steps: Trace) -> dict[str, Numbers]:
     }
 
 
+@jax.jit
+def _moved_scores(query: Array, key: Array, to: Array, start: Array) -> Array:
+    """Return the score of a query and a key at each pair of positions."""
+    at = lambda vector, position: _rotate(vector[None], position[None])  # noqa: E731
+    score = lambda to, start: attention_scores(at(query, to), at(key, start))[0, 0]  # noqa: E731
+    return jax.vmap(jax.vmap(score))(to, start)
+
+
+def _turned(vector: np.ndarray, angle: int, element: int) -> str:
+    """Write out an element of a vector of two that is rotated by this angle."""
+    own, other = (f"{number:.7f}" if number >= 0 else f"({number:.7f})" for number in vector[[element, 1 - element]])
+    return f"({own} · cos({angle}) {'+' if element else '−'} {other} · sin({angle}))"
+
+
 def _same_pair(story: Story, steps: Trace) -> Table:
     """Put the same query and the same key at several positions."""
-    query, key = steps["queries"][-1:], steps["keys"][:1]
+    query, key = np.asarray(steps["queries"])[-1], np.asarray(steps["keys"])[0]
+    starts = np.tile(STARTS, (len(DISTANCES), 1))
+    scores = np.asarray(_moved_scores(query, key, starts + np.array(DISTANCES)[:, None], starts))
     rows = []
-    for distance in DISTANCES:
+    for distance, row in zip(DISTANCES, scores, strict=True):
         cells = []
-        for start in STARTS:
-            rotated = _rotate(query, jnp.array([start + distance])), _rotate(key, jnp.array([start]))
-            origin = f"the query at position {start + distance}, the key at position {start}"
-            cells.append(Cell(f"{float(attention_scores(*rotated)[0, 0]):.4f}", origin))
+        for start, score in zip(STARTS, row, strict=True):
+            note = f"the query rotated to position {start + distance}, times the key rotated to position {start}"
+            arithmetic = f"{_turned(query, start + distance, 0)} · {_turned(key, start, 0)} + "
+            arithmetic += f"{_turned(query, start + distance, 1)} · {_turned(key, start, 1)}"
+            cells.append(Cell(f"{score:.4f}", arithmetic, note))
         rows.append((str(distance), cells))
     title = f"The score of the query of “{story.tokens[-1]}” and the key of “{story.tokens[0]}”, put elsewhere"
     return Table(title, ["distance", *(f"key at position {start}" for start in STARTS)], rows)

@@ -7,9 +7,11 @@ from jaxattn.guide.trace import trace
 from jaxattn.stages import SimpleSelfAttention
 
 PARAGRAPHS = [
-    "Each word stands for a vector. Each word compares itself with every word, itself included: the dot product of "
-    "their two vectors is the score. Softmax turns a word's scores into weights, positive numbers that sum to 1. The "
-    "word's context vector is the average of all vectors, weighted by these weights.",
+    "Each word stands for a vector, here of {d} numbers ({note}); a model learns its vectors, and they are hundreds of "
+    "numbers long. Each word compares itself with every word, itself included: the dot product of their two vectors is "
+    "the score. It is large for vectors that point the same way.",
+    "Softmax turns a word's scores into weights, positive numbers that sum to 1. The word's context vector is the "
+    "average of all vectors, weighted by these weights.",
     "Dividing the scores by their sum also makes them sum to 1, but only softmax keeps the weights positive when some "
     "scores are negative, and it favours the largest score.",
 ]
@@ -63,7 +65,7 @@ def simple_section(story: Story) -> Section:
         title="1 Simplified self-attention",
         tokens=story.tokens,
         query=story.query,
-        paragraphs=PARAGRAPHS,
+        paragraphs=[text.format(d=story.inputs.shape[-1], note=story.input_note) for text in PARAGRAPHS],
         numbers=_numbers(story),
         equations=EQUATIONS,
         code=CODE,

@@ -1,6 +1,6 @@
 """The section of a trained model: all its heads, and its predictions of the next word."""
 
-from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant, single
+from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch, constant, short, single
 from jaxattn.guide.story import Story
 
 CODE = """\
@@ -69,9 +69,9 @@ def _numbers(story: Story) -> dict[str, Numbers]:
 def next_words_table(story: Story) -> Table:
     """List the likeliest next words after each token, with their probabilities."""
     rows = [
-        (token, [Cell(f"{word} {probability:.2f}", origin) for word, probability in words])
+        (token, [Cell(f"{word} {short(probability)}", note=note) for word, probability in words])
         for token, words in zip(story.tokens, story.next_words, strict=True)
-        for origin in [f"the model's probability of the next word, after “{token}”: softmax of its logits"]
+        for note in [f"the model's probability of the next word, after “{token}”: softmax of its logits"]
     ]
     columns = ["after", "likeliest", "2nd", "3rd", "4th", "5th"][: len(rows[0][1]) + 1]
     return Table("The likeliest next words and their probabilities", columns, rows)

@@ -1,6 +1,7 @@
 """After the book: windows, which bound how far back a token attends."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn.functional import attention_weights, context_vectors
 from jaxattn.guide.section import Cell, Equation, Numbers, Section, Switch, Table, by_switch
@@ -74,13 +75,11 @@ def _reach() -> Table:
     """Count the tokens that reach the last of 24, by multiplying the layers' masks."""
     rows = []
     for size in SIZES:
-        step = SlidingWindow(size).array(24, 24).astype(int)
+        step = np.asarray(SlidingWindow(size).array(24, 24)).astype(int)
         cells = []
         for layers in LAYERS:
-            reached = int((jnp.linalg.matrix_power(step, layers)[-1] > 0).sum())
-            cells.append(
-                Cell(str(reached), f"{layers} · ({size} − 1) + 1, counted in the product of the layers' masks")
-            )
+            reached = int((np.linalg.matrix_power(step, layers)[-1] > 0).sum())
+            cells.append(Cell(str(reached), f"{layers} · ({size} − 1) + 1", "layers · (window − 1) + the word itself"))
         rows.append((str(size), cells))
     columns = ["window", *(f"{layers} layer{'s' * (layers > 1)}" for layers in LAYERS)]
     return Table("How many of 24 words reach the last word", columns, rows)
@@ -88,12 +87,14 @@ def _reach() -> Table:
 
 def _cost() -> Table:
     """Count the scores that are not masked."""
-    rows = []
+    T, rows = max(LENGTHS), []
+    masks = [np.asarray(mask.array(T, T)) for mask in (Causal(), SlidingWindow(WINDOW))]
     for length in LENGTHS:
-        causal, window = (int(mask.array(length, length).sum()) for mask in (Causal(), SlidingWindow(WINDOW)))
+        causal, window = (int(mask[:length, :length].sum()) for mask in masks)
+        start = f"{WINDOW} · {WINDOW + 1} / 2"
         cells = [
-            Cell(f"{causal:,}", "entries that the causal mask leaves"),
-            Cell(f"{window:,}", "entries in the window"),
+            Cell(f"{causal:,}", f"{length} · {length + 1} / 2", "the first token has 1 key, the last one all"),
+            Cell(f"{window:,}", f"{start} + ({length} − {WINDOW}) · {WINDOW}", f"{WINDOW} keys from token {WINDOW} on"),
         ]
         rows.append((f"{length:,}", cells))
     return Table("Scores of a text", ["tokens", "causal", f"window of {WINDOW}"], rows)
