@@ -32,7 +32,7 @@ def test_the_notebook_runs_from_top_to_bottom_in_a_fresh_environment_with_the_so
 
     run(sys.executable, "-m", "venv", "fresh")
     python = str(tmp_path / "fresh" / "bin" / "python")
-    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[exercises]")
+    run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[exercises]", "nbclient")
     assert "fresh" in run(python, "-c", "import jaxattn; print(jaxattn.__file__)")
     write_notebook(tmp_path / FILE, lambda step: step.solution)
     printed = run(python, "-c", EXECUTE, FILE)
