@@ -1,7 +1,8 @@
 """Attention with what today's models add to the scores, beside plain calls and PyTorch; all are causal.
 
 A soft cap (Gemma 2), sinks (gpt-oss), ALiBi's bias, and T5's relative bias. PyTorch has a fused function for a bias
-that is an array, and `flex_attention`, on CPUs without gradients; the rest is written out.
+that is an array, and `flex_attention`, on CPUs without gradients and the logsumexp that sinks need; the rest is written
+out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +37,7 @@ def compare_option(name: str, case: Case) -> Comparison:
         candidates.append(_jax_nn(case, arguments["bias"].array(case.T, case.T)))
     if is_installed("torch"):
         candidates += [_torch(name, case, arguments)] * fits
-        candidates += [] if case.backward else [_torch_flex(name, case, arguments)]
+        candidates += [] if case.backward or name == "sinks" else [_torch_flex(name, case, arguments)]
     setting = {"direction": case.direction, **{letter: getattr(case, letter) for letter in "BTHD"}}
     return Comparison(f"causal, {name}", setting, candidates, operations=count_operations(case))
 
@@ -117,23 +118,12 @@ def _torch_flex(name: str, case: Case, arguments: Mapping[str, Any]) -> Candidat
     attend, options = torch.compile(flex.flex_attention), {"block_mask": blocks}
     if name == "soft cap":
         options["score_mod"] = lambda score, b, h, i, j: SOFT_CAP * torch.tanh(score / SOFT_CAP)
-    elif name == "sinks":
-        options["return_aux"] = flex.AuxRequest(lse=True)
     else:
         # A number for each head and distance: the biases of all queries for the first key.
         table = torch.from_numpy(np.array(arguments["bias"].array(case.T, 1)[..., 0], np.float32))  # (H, T)
         options["score_mod"] = lambda score, b, h, i, j: score + table[h, i - j]
 
-    def run() -> Any:
-        result = attend(*inputs, **options)
-        if name != "sinks":
-            return (result,)
-        context, aux = result
-        # A sink's share of the softmax takes from all weights alike.
-        sinks = torch.from_numpy(np.array(arguments["sinks"]))[None, :, None]
-        return (context * torch.sigmoid(aux.lse - sinks)[..., None],)
-
-    return Candidate("torch flex", run, _as_ours)
+    return Candidate("torch flex", lambda: (attend(*inputs, **options),), _as_ours)
 
 
 def _torch_heads(case: Case) -> tuple[Any, list[Any]]:

@@ -22,7 +22,7 @@ def test_an_option_gives_the_numbers_of_pytorch_and_not_those_of_a_plain_call(na
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["soft cap", "alibi", "relative"])
 def test_flex_attention_computes_the_same(name):
     pytest.importorskip("torch", reason="install the extra torch")
     comparison = compare_option(name, SMALL._replace(T=64, backward=False))
