@@ -4,7 +4,7 @@ References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3; Build a Large
     Language Model (From Scratch), chapter 4. The changes: Su et al. 2021, "RoFormer" (rotary positions); Henry et al.
     2020, "Query-Key Normalization for Transformers"; Zhang and Sennrich 2019, "Root Mean Square Layer Normalization";
-    So et al. 2021, "Primer" (squared ReLU); Zhang et al. 2019, "Fixup Initialization" (zeros at the end of a branch).
+    So et al. 2021, "Primer" (squared ReLU).
 """
 
 import dataclasses
@@ -56,8 +56,6 @@ class GPTConfig:
             place of layer normalization.
         squared_relu: whether the activation is max(0, x)² in place of GELU.
         use_bias: whether projections add a bias.
-        tie_embedding: whether the logits come from the embedding's table; without, from a table "head" of their own.
-        zero_init: whether the last matrix of each branch, and the table "head", start at zero.
         num_kv_heads: number of KV heads, a divisor of `num_heads`; None is as many (grouped-query attention).
 
     Raises:
@@ -81,8 +79,6 @@ class GPTConfig:
     rms_norm: bool = False
     squared_relu: bool = False
     use_bias: bool = True
-    tie_embedding: bool = True
-    zero_init: bool = False
     num_kv_heads: int | None = None
 
     def __post_init__(self) -> None:
@@ -122,13 +118,7 @@ class GPTConfig:
             "use_out_bias": self.use_bias,
             "rotary_base": ROTARY_BASE if self.rotary else None,
             "normalize_heads": "rms" if self.normalize_heads else False,
-            "initializers": {"out/kernel": nn.initializers.zeros} if self.zero_init else None,
         }
-
-    @property
-    def last_init(self) -> nn.initializers.Initializer:
-        """The initializer of the last matrix of each branch."""
-        return nn.initializers.zeros if self.zero_init else nn.linear.default_kernel_init
 
     def activate(self, hidden: Array) -> Array:
         """Apply the activation of the feed-forward layers."""
@@ -175,7 +165,7 @@ class Block(nn.Module):
         normalized = make_norm(config, self.dtype, "feed_forward_norm")(x)
         dense = functools.partial(nn.Dense, use_bias=config.use_bias, dtype=self.dtype)
         hidden = config.activate(dense(4 * config.features, name="expand")(normalized))
-        forwarded = dense(config.features, kernel_init=config.last_init, name="contract")(hidden)
+        forwarded = dense(config.features, name="contract")(hidden)
         return x + drop(forwarded, config.dropout_rate, branch_keys[1])
 
 
@@ -237,7 +227,7 @@ class GPT(nn.Module):
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
-        """Embed tokens and positions, run the blocks, and compute logits."""
+        """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
         config = self.config
         self._check_parts(decode)
         check_order(self.ring)
@@ -267,11 +257,7 @@ class GPT(nn.Module):
             layers = block(config, self.dtype, self.ring, self.without, name=f"block_{layer}")
             x = layers(x, key, documents, decode, lengths)
         x = make_norm(config, self.dtype, "norm")(x)
-        table = embedding.embedding
-        if not config.tie_embedding:
-            init = nn.initializers.zeros if config.zero_init else small
-            table = self.param("head", init, (config.vocab_size, config.features), jnp.float32)
-        table = table.astype(x.dtype)
+        table = embedding.embedding.astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
     def _check_parts(self, decode: bool) -> None:

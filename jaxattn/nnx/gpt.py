@@ -47,7 +47,7 @@ class Block(nnx.Module):
         self.attention_norm, self.feed_forward_norm = (make_norm(config, dtype, rngs) for _ in range(2))
         dense = functools.partial(nnx.Linear, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
         self.expand = dense(width, 4 * width)
-        self.contract = dense(4 * width, width, kernel_init=config.last_init)
+        self.contract = dense(4 * width, width)
         self.activate = config.activate
 
     def __call__(
@@ -103,9 +103,6 @@ class GPT(DroppingModule):
         for number in range(config.num_layers):
             setattr(self, f"block_{number}", Block(config, dtype, ring, rngs))
         self.norm = make_norm(config, dtype, rngs)
-        if not config.tie_embedding:
-            init = nnx.initializers.zeros_init() if config.zero_init else small
-            self.head = nnx.Param(init(rngs.params(), (config.vocab_size, config.features), jnp.float32))
         self.dropout = rngs.dropout.fork() if self.dropout_rate > 0 else None
 
     def __call__(
@@ -118,7 +115,7 @@ class GPT(DroppingModule):
         decode: bool = False,
         lengths: Int[Array, "*batch"] | None = None,
     ) -> Float[Array, "*batch T vocab_size"]:
-        """Embed tokens and positions, run the blocks, and compute logits."""
+        """Embed tokens and positions, run the blocks, and compute logits with the same embedding."""
         config = self.config
         tokens, is_padding = checked_tokens(tokens, config, lengths, decode)
         if documents is not None and decode:
@@ -137,7 +134,7 @@ class GPT(DroppingModule):
         for number, key in enumerate(keys[1:]):
             x = run(getattr(self, f"block_{number}"), x, key, documents, decode, lengths)
         x = self.norm(x)
-        table = (self.embedding.embedding if config.tie_embedding else self.head)[...].astype(x.dtype)
+        table = self.embedding.embedding[...].astype(x.dtype)
         return jnp.einsum("...e,ve->...v", x, table, preferred_element_type=wide_type(x.dtype))  # (..., T, vocab_size)
 
     def init_cache(self, *batch: int) -> None:

@@ -62,7 +62,7 @@ class TrainConfig:
     recipe: str = _option(
         MODEL, "fast", "fast, which learns most in a minute, or gpt2, the model and optimizer of GPT-2", "NAME"
     )
-    context_length: int = _option(MODEL, 128, "tokens in a sequence")
+    context_length: int = _option(MODEL, 64, "tokens in a sequence")
     layers: int = _option(MODEL, 4, "blocks of attention and feed-forward layer")
     heads: int = _option(MODEL, 4, "attention heads in a block; must divide the width")
     kv_heads: int = _option(
@@ -72,7 +72,7 @@ class TrainConfig:
     dropout: float = _option(MODEL, 0.0, "dropout rate in training, from 0 to below 1", "X")
 
     steps: int = _option(OPTIMIZATION, 1200, "training steps", may_change=True)
-    batch_size: int = _option(OPTIMIZATION, 8, "sequences in a step")
+    batch_size: int = _option(OPTIMIZATION, 16, "sequences in a step")
     learning_rate: float = _option(OPTIMIZATION, 0.02, "highest learning rate, between warm-up and decay", "X")
     seed: int = _option(OPTIMIZATION, 0, "the same seed gives the same losses on the same machine")
 

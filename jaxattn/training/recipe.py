@@ -36,8 +36,6 @@ RECIPES = {
             "rms_norm": True,
             "squared_relu": True,
             "use_bias": False,
-            "tie_embedding": False,
-            "zero_init": True,
         },
         schedule=linear_schedule,
         optimizer=muon,
@@ -47,7 +45,7 @@ RECIPES = {
         model={},
         schedule=cosine_schedule,
         optimizer=adamw,
-        options={"context_length": 64, "batch_size": 16, "learning_rate": 3e-3, "steps": 1000},
+        options={"learning_rate": 3e-3, "steps": 1000},
     ),
 }
 

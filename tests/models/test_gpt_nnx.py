@@ -19,7 +19,7 @@ TOKENS = jax.random.randint(jax.random.key(0), (3, 9), 0, 11)
 
 
 CHANGED = dataclasses.replace(
-    CONFIG, rotary=True, normalize_heads=True, rms_norm=True, squared_relu=True, use_bias=False, tie_embedding=False,
+    CONFIG, rotary=True, normalize_heads=True, rms_norm=True, squared_relu=True, use_bias=False,
 )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def test_a_run_is_never_overwritten(started):
 @pytest.mark.parametrize(
     ("change", "texts", "words"),
     [
-        ({"batch_size": 16}, ["1-a"], "--batch-size 8, not 16"),
+        ({"batch_size": 8}, ["1-a"], "--batch-size 16, not 8"),
         ({"seed": 1, "width": 64}, ["1-a"], "--width 128, not 64.*--seed 0, not 1"),
         ({}, ["1-b"], "--text a.txt, which has changed since.*put the text back as it was to continue it with"),
         ({}, ["1-a", "1-a"], "a --text of 1 files, not 2"),

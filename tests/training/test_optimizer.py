@@ -74,7 +74,7 @@ def test_the_linear_schedule_warms_up_from_the_first_step_and_ends_above_zero(st
 
 def test_the_default_recipe_has_no_learned_positions_and_no_biases():
     config = TrainConfig(layers=1, heads=2, width=8).model(256)
-    assert config == GPTConfig(256, 128, 1, 2, 8, 0.0, True, True, True, True, False, False, True)
+    assert config == GPTConfig(256, 64, 1, 2, 8, 0.0, True, True, True, True, False)
     params = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
-    assert set(params) == {"embedding", "block_0", "head"}
+    assert set(params) == {"embedding", "block_0"}
     assert {p.ndim for p in jax.tree.leaves(params["block_0"]["attention"]["query"])} == {2}
