@@ -28,7 +28,7 @@ class Recipe:
 
 
 RECIPES = {
-    # The furthest in a minute on two cores; the README says what each part brought.
+    # What learned most of what was tried; the README says what each part brought.
     "fast": Recipe(
         model={
             "rotary": True,
