@@ -119,9 +119,12 @@ def test_all_parts_are_compared_from_the_same_start_and_the_whole_model_is_that_
     assert results["whole"]["curve"][0] == [0, outcome.before.held_out]
     assert results["whole"]["curve"][-1] == [400, outcome.after.held_out]
     assert results["whole"]["train_loss"] == outcome.after.train
-    assert results["causal"]["curve"][-1][1] < 0.8 * outcome.after.held_out
-    assert results["causal"]["cut_loss"] > 1.5 * results["whole"]["cut_loss"]
-    assert "too good to be true" in printed
+    assert results["causal"]["curve"][-1][1] < outcome.after.held_out
+    assert results["causal"]["cut_loss"] > results["causal"]["curve"][-1][1]  # no later tokens to read
+    page = (tmp_path / "parts" / "ablation.md").read_text()
+    written = [line[2:] for line in page.splitlines() if line.startswith("- ")]
+    assert len(written) == len(PARTS)
+    assert all(text in printed for text in written)
     assert {"ablation.png", "ablation.svg", "ablation.md"} <= set(os.listdir(tmp_path / "parts"))
     assert not (tmp_path / "parts" / "model.safetensors").exists()
 
