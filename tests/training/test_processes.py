@@ -29,7 +29,8 @@ def config(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(" ".join(np.random.default_rng(0).choice(["the", "old", "dog", "chased", "him"], 3000)))
     return TrainConfig(
-        text=(str(text),), layers=1, heads=2, width=16, context_length=16, batch_size=8, steps=400, save_every=40,
+        text=(str(text),), layers=1, heads=2, width=16, context_length=16, batch_size=8, steps=240, save_every=40,
+        recipe="gpt2", learning_rate=1e-3,
         shard_parameters=True, out=str(tmp_path / "run"),
     )  # fmt: skip
 
@@ -69,7 +70,7 @@ def losses(directory):
 
 def assert_close(found, expected):
     assert found.keys() == expected.keys()
-    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=2e-5)
+    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=1e-4)
 
 
 def kill(processes, victim, directory, step):
@@ -96,10 +97,10 @@ def test_killed_processes_lose_nothing_and_any_number_of_them_resumes(config, tm
     clock = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "clock"), os.environ.get("PYTHONPATH", "")])}
     whole = dataclasses.replace(config, mesh="data=1", out=str(tmp_path / "whole"))
     Run(whole).train()
-    kill(start(2, options(config), environment=clock), 0, config.out, 90)
+    kill(start(2, options(config), environment=clock), 0, config.out, 60)
     assert saved_steps(Path(config.out))[-1] >= 40
     again = ["--out", config.out, "--resume"]
-    kill(start(2, again, environment=clock), 1, config.out, 170)
+    kill(start(2, again, environment=clock), 1, config.out, 140)
     resumed = dataclasses.replace(saved_config(config.out), mesh="data=1", shard_parameters=False)
     assert Run(resumed, LAST).train().steps == config.steps
     assert_close(losses(config.out), losses(whole.out))
