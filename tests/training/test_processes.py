@@ -108,7 +108,7 @@ def test_killed_processes_lose_nothing_and_any_number_of_them_resumes(config, tm
 
 def test_a_full_disk_of_one_of_four_processes_ends_all_in_one_sentence(config):
     """The shell limits the size of its files: the checkpoint of its shards does not fit."""
-    wide = dataclasses.replace(config, width=64, steps=10**6, save_every=50)
+    wide = dataclasses.replace(config, width=64, steps=10**6, save_every=10)
     ends = ends_of(start(4, options(wide), prefix="ulimit -f 20;", special=2))
     for process, (status, said) in enumerate(ends):
         (line,) = said.splitlines()
