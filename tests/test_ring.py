@@ -120,16 +120,10 @@ def test_bad_input_of_a_ring_is_named(options, error, words):
 @pytest.mark.parametrize(
     ("fields", "call"),
     [
-        ({"soft_cap": 2.0}, {}),
-        ({"use_sinks": True}, {}),
-        ({"position_bias": "alibi"}, {}),
         ({"cache_length": 9}, {"decode": True, "mutable": ["cache"]}),
         ({"mask": None}, {"context": jnp.ones((2, 3, 8)), "keep_context": True, "mutable": ["cache"]}),
-        ({"dropout_rate": 0.5}, {"deterministic": False, "dropout_key": jax.random.key(0)}),
         ({}, {"return_weights": True}),
         ({}, {"mutable": ["intermediates"]}),
-        ({}, {"mask": masks.Causal()}),
-        ({}, {"mask": jnp.ones((6, 6), bool)}),
     ],
     ids=str,
 )

@@ -94,7 +94,8 @@ def _attend(
     if layer.ring is not None:
         ring: dict[str, Any] = {**layer.ring._asdict(), **options}
         query, key, value = heads
-        return ring_attention(query, key, value, mask, **ring), None
+        context: Any = ring_attention(query, key, value, mask, **ring)
+        return context, None
     options["implementation"] = layer.implementation
     if face.sow_steps is not None:
         face.sow_steps(*heads, mask, **options)

@@ -55,7 +55,7 @@ def ring_attention(
     dropout_key: Array | None = None,
     return_lse: bool = False,
     precision: Any = None,
-) -> Any:
+) -> Float[Array, "*batch T H D_v"] | tuple[Float[Array, "*batch T H D_v"], Float[Array, "*batch H T"]]:
     """Compute exact attention with the tokens of one sequence sharded over a mesh axis.
 
     It takes the masks, biases and options of `dot_product_attention`, and gives the same numbers: dropout drops the
@@ -125,7 +125,7 @@ def ring_attention(
         results = transforms.attend(call)
     else:
         results = _sharded(call, mask, Ring(mesh, strategy=strategy, order=order, **axes))
-    return results if return_lse else results[0]
+    return (results[0], results[1]) if return_lse else results[0]
 
 
 def _sharded(call: AttentionCall, mask: Any, ring: Ring) -> tuple[Array, ...]:

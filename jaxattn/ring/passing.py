@@ -10,7 +10,7 @@ work on each device (`order.py`; Zhu 2024, "ring-flash-attention").
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jaxattn.kernels.call import AttentionCall, Gradients
 from jaxattn.kernels.softmax import LogSumExp, join, sinks_gradient, with_sinks
 from jaxattn.ring.parts import LocalSums, Shards, Travellers, part, travellers_of
 from jaxattn.ring.sending import permute
+
+Tree = TypeVar("Tree")
 
 # Parts of one shape are traced once.
 forward = jax.jit(functools.partial(transforms.map_as_batch, transforms.forward))
@@ -159,22 +161,25 @@ def _gradients_of_others(
 attend.defvjp(_forward, _backward)
 
 
-def source(shards: Shards, distance: Any) -> Any:
+def source(shards: Shards, distance: int | Array) -> Array:
     """Return the device whose keys have travelled so far up, or down if below 0, to this device."""
-    return (lax.axis_index(shards.axis) - distance) % shards.layout.devices
+    device: Array = (lax.axis_index(shards.axis) - distance) % shards.layout.devices
+    return device
 
 
-def passed_on(shards: Shards, arrays: Any, direction: int) -> Any:
+def passed_on(shards: Shards, arrays: Tree, direction: int) -> Tree:
     """Pass arrays to the next device; unless the ring is cyclic, the last keeps its own and the first gets zeros."""
     n = shards.layout.devices
     pairs = tuple((i, (i + direction) % n) for i in range(n))
     if not shards.hops.is_cyclic:
         pairs = tuple((i, to) for i, to in pairs if to == i + direction)
-    return jax.tree.map(lambda array: permute(array, shards.axis, pairs), arrays)
+    passed: Tree = jax.tree.map(lambda array: permute(array, shards.axis, pairs), arrays)
+    return passed
 
 
-def passed_around(shards: Shards, arrays: Any, distance: int) -> Any:
+def passed_around(shards: Shards, arrays: Tree, distance: int) -> Tree:
     """Pass arrays to the device that stands so far up, around the ring."""
     n = shards.layout.devices
     pairs = tuple((i, (i + distance) % n) for i in range(n))
-    return jax.tree.map(lambda array: permute(array, shards.axis, pairs), arrays)
+    passed: Tree = jax.tree.map(lambda array: permute(array, shards.axis, pairs), arrays)
+    return passed

@@ -245,7 +245,8 @@ def test_lengths_are_checked_and_where_they_are_traced_wrong_ones_give_nan():
 def test_sizes_may_be_numpys_integers():
     sizes = GPTConfig(np.int64(11), np.uint8(9), np.int32(1), np.int16(2), np.int64(8), np.float32(0.5))
     assert sizes == GPTConfig(11, 9, 1, 2, 8, 0.5)
-    assert {type(size) for size in dataclasses.astuple(sizes)} == {int, float}  # so that they can be saved as JSON
+    # So that they can be saved as JSON.
+    assert {type(size) for size in dataclasses.astuple(sizes)} == {int, float, bool}
     with pytest.raises(ValueError, match=r"num_heads=2\.0 must be an integer"):
         GPTConfig(11, 9, 1, 2.0, 8)
 

@@ -78,7 +78,8 @@ def _by_dropout(steps: Trace) -> dict[str, Numbers]:
     for rate, key in itertools.product(RATES, KEYS):
         where = setting(rate=rate, key=key)
         kept_weights[where] = kept = np.asarray(dropped[key][str(rate)] if rate else weights)
-        sums[where], context[where] = kept.sum(-1, keepdims=True), np.asarray(context_vectors(kept, values))
+        sums[where] = kept.sum(-1, keepdims=True)
+        context[where] = np.asarray(context_vectors(jnp.asarray(kept), values))
     draws = {key: np.where(np.asarray(steps["mask"]), dropped[key]["draws"], np.nan) for key in KEYS}
     rates = {rate: np.full((1, 1), rate, np.float32) for rate in RATES}
     draw_note = "drawn at random from 0 to 1, by the random key chosen above"

@@ -45,8 +45,11 @@ def opening_section() -> Section:
     shipped = load_shipped()
     sentence, (layer, head) = shipped.sentences[0], shipped.report.best_head
     weights = _steps(sentence)["weights"][layer, head]
-    facts = {"sentence": " ".join(sentence.tokens).capitalize() + ".", "noun": sentence.tokens[sentence.noun]}
-    facts |= {"weight": float(weights[-1, sentence.noun])}
+    facts = {
+        "sentence": " ".join(sentence.tokens).capitalize() + ".",
+        "noun": sentence.tokens[sentence.noun],
+        "weight": weights[-1, sentence.noun],
+    }
     return Section(
         id="opening",
         title=f"Whom does “{sentence.tokens[-1]}” mean?",
