@@ -82,6 +82,7 @@ class LanguageModel(nn.Module):
         return nn.Dense(11)(x)
 
 
+@pytest.mark.slow
 def test_a_whole_model_gives_the_same_numbers_and_trains():
     tokens = jax.random.randint(jax.random.key(0), (2, T), 0, 11)
     theirs, ours = LanguageModel(nn.dot_product_attention), LanguageModel(linen_attention_fn)

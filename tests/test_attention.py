@@ -145,6 +145,7 @@ def test_a_query_that_may_attend_to_nothing_gets_zero_with_finite_gradients():
     assert (gradients[0][:, 2] == 0).all()
 
 
+@pytest.mark.slow
 def test_gradients_match_finite_differences():
     with jax.enable_x64(True):
         query, key, value = draw_heads(0, T=3, S=4, D_v=2, dtype=jnp.float64)

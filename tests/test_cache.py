@@ -191,6 +191,7 @@ def test_a_kept_context_gives_the_numbers_of_the_context_without_it():
         layer.apply(variables, x, context=context, keep_context=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"cache_length": 9}, {"rolling_cache": True, "mask": masks.SlidingWindow(3)}])
 def test_a_reordered_cache_continues_other_beams(options):
     (x,) = draw(0, (3, 6, 4))

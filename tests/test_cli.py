@@ -50,6 +50,7 @@ def test_a_command_gets_its_arguments_and_returns_its_status(name, monkeypatch):
     assert calls == [["--out", "x"]]
 
 
+@pytest.mark.slow
 def test_the_command_trains_as_the_script_does(tmp_path):
     (tmp_path / "text").write_text("the old dog " * 100)
     sizes = ["--layers", "1", "--heads", "1", "--width", "4", "--context-length", "8", "--batch-size", "2"]

@@ -14,6 +14,7 @@ QUERY, KEY, VALUE = draw(0, (5, 6), (7, 3), (7, 4))
 BIASES = {f"use_{name}_bias": True for name in ("query", "key", "value", "output")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"qk_size": 5, "vo_size": 2, "output_size": 9, **BIASES}])
 @pytest.mark.parametrize("mask", [None, (5, 7), (2, 5, 7)])
 def test_outputs_and_gradients_are_equinoxs(options, mask):

@@ -100,6 +100,7 @@ def test_many_calls_equal_float64_written_out(**case):
     check_call(**case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @jax.numpy_dtype_promotion("standard")  # Flax's normalisation relies on it
 def test_types_of_computation_and_parameters(dtype):
@@ -172,6 +173,7 @@ def test_every_matrix_product_has_the_precision_of_the_layer(implementation, opt
         assert all(one in (expected, normalizing) for one in found)
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")
 def test_64_bit_mode_and_numpys_integers_change_nothing():
     (x,) = draw(0, (2, 6, 8))

@@ -268,6 +268,7 @@ def test_bad_input_is_named(call, error, words):
         call()
 
 
+@pytest.mark.slow
 @given(
     rows=st.integers(1, 4), columns=st.integers(1, 4), bq=st.integers(1, 5), bk=st.integers(1, 5),
     seed=st.integers(0, 2**31 - 1),

@@ -110,6 +110,7 @@ def test_a_dropout_rate_that_is_set_later_counts():
     chex.assert_trees_all_equal(layer(X, rngs=nnx.Rngs(dropout=1).dropout()), dropped)
 
 
+@pytest.mark.slow
 def test_no_output_depends_on_a_later_input():
     layer = NNXMultiHeadAttention(2, 3, 4, rngs=nnx.Rngs(0))
     assert_causal(layer, X)

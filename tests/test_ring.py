@@ -84,6 +84,7 @@ def test_a_mask_of_another_kind_is_named_with_what_to_write():
         RING(heads, heads, heads, Even())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["highest", ("default", "high")])
 def test_every_product_of_a_ring_has_the_precision_asked_for(precision):
     (x,) = draw(0, (1, 6, 8))
@@ -136,6 +137,7 @@ def test_a_layer_refuses_each_option_that_its_ring_does_not_support(fields, call
         jax.eval_shape(lambda v, x: layer.clone(ring=Ring(MESH, "tokens")).apply(v, x, **call), variables, x)
 
 
+@pytest.mark.slow
 def test_a_ring_takes_a_scale_of_any_type_and_differentiates_it():
     query, key, value = draw(0, *[(1, 6, 2, 4)] * 3)
     expected = dot_product_attention(query, key, value, scale=2.0)

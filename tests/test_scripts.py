@@ -97,6 +97,7 @@ def gpt2(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_generate_continues_a_text_with_a_gpt2(gpt2):
     texts = [
         run("generate.py", "--gpt2", gpt2, "--prompt", "Ein Müßiggang ", "--tokens", 30, "--top-p", 0.9) for _ in "ab"

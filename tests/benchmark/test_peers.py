@@ -47,6 +47,7 @@ def test_candidates_whose_weights_do_not_fit_into_memory_are_left_out():
     assert not names & {"jaxattn dense", *DENSE_PEERS}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="peak memory is known on Linux only")
 def test_a_dense_peer_takes_the_memory_of_its_weights_and_ours_does_not():
     case = Case("causal", B=1, T=1024, H=4, D=8)

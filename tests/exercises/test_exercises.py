@@ -130,6 +130,7 @@ def test_the_climb_from_start_over_hints_to_the_end(tmp_path, capsys, monkeypatc
     assert json.loads((folder / FILE).read_text())["cells"][0]["source"]
 
 
+@pytest.mark.slow
 def test_code_that_never_ends_exits_or_is_missing_is_one_sentence_and_the_others_are_checked(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxattn.exercises.learner.SECONDS", 1.5)
     for step in steps():

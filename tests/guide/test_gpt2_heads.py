@@ -48,6 +48,7 @@ def gpt2(tmp_path_factory):
     return str(directory)
 
 
+@pytest.mark.slow
 def test_any_layer_and_head_of_a_gpt2_is_shown(gpt2):
     story = gpt2_story(gpt2, "him and him", 0)
     text, repeated = make_sections(story)[:2]
@@ -64,6 +65,7 @@ def test_any_layer_and_head_of_a_gpt2_is_shown(gpt2):
     assert len(render_page(story).encode()) < 2_000_000
 
 
+@pytest.mark.slow
 def test_an_induction_score_is_the_mean_weight_of_the_token_after_the_previous_occurrence():
     config = GPTConfig(20, 16, 2, 2, 8)
     model = GPT(config)

@@ -10,6 +10,7 @@ def test_a_page_is_written(tmp_path, capsys):
     assert capsys.readouterr().out == f"{page}: open it in a browser\n"
 
 
+@pytest.mark.slow
 def test_a_trained_run_can_be_shown(tmp_path, run):
     page = tmp_path / "guide.html"
     assert main(["--run", run, "--text", "my fox", "--out", str(page)]) == 0

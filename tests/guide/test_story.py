@@ -6,6 +6,7 @@ from jaxattn.guide.story import random_story
 TEXT = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_page_and_another_seed_another():
     page = render_page(random_story(TEXT, 5))
     assert page == render_page(random_story(TEXT, 5)) != render_page(random_story(TEXT, 6))

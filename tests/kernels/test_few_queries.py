@@ -67,6 +67,7 @@ def test_keys_behind_the_filled_part_of_a_cache_are_not_read(mask):
         chex.assert_trees_all_close(came, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("S", [1030, 1038])
 def test_a_last_block_may_begin_before_the_one_in_front_of_it_ends(monkeypatch, S):
     monkeypatch.setattr(few_queries, "BLOCK_CPU", 2**20)  # so that 1024 keys are one block

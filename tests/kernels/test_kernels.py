@@ -93,6 +93,7 @@ def test_context_and_gradients_equal_float64_written_out(kernel, batch, T, S, K,
         assert error < tolerance * max(np.abs(of_scores).sum(axes).max(), scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", benchmark.MASKS)
 @pytest.mark.parametrize("keys", [None, 40])
 def test_what_the_benchmark_times_equals_float64(attend, mask, keys):
@@ -191,6 +192,7 @@ def test_vmap_makes_more_examples_with_equal_results(attend, kind):
     chex.assert_trees_all_close(came, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_nested_vmap_equals_the_batch_whatever_is_mapped(attend):
     query, key, value, gradient = draw(0, (3, 2, 50, 2, 4), (2, 50, 1, 4), (3, 50, 1, 4), (3, 2, 50, 2, 4))
     bias, mask = draw(1, (2, 50, 50))[0], masks.Causal()
@@ -307,6 +309,7 @@ def test_a_nan_key_reaches_only_the_queries_that_attend_to_it(attend):
     assert np.isnan(context[0, 50:]).all()
 
 
+@pytest.mark.slow
 def test_checkpointing_gives_the_same_gradients(attend):
     (x,) = draw(0, (40, 1, 2))
     loss = lambda x: (attend(x, x, x) ** 2).sum()  # noqa: E731

@@ -114,6 +114,7 @@ def test_any_options_together_equal_float64(kernel, T, S, **case):
     check(kernel, T=T, S=S, **case)
 
 
+@pytest.mark.slow
 @given(kernel=st.sampled_from(sorted({"blockwise", "native"} & {*KERNELS})), T=st.integers(1, 2), **CASES)
 def test_any_options_together_equal_float64_with_few_queries(kernel, T, **case):
     check(kernel, T=T, S=300, **case)

@@ -196,6 +196,7 @@ def count_compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_prompts_of_all_lengths_share_a_few_programs():
     model = GPT(GPTConfig(13, 128, 1, 2, 8))
     params = model.init(jax.random.key(0), jnp.zeros(3, int))["params"]
@@ -233,6 +234,7 @@ def test_token_ids_and_sizes_of_all_integer_types_are_taken(model, dtype):
     np.testing.assert_array_equal(jnp.stack(list(stream(*model, prompt, np.uint8(9), **options)), -1), expected)
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")
 def test_64_bit_mode_changes_no_token(model):
     prompts, options = draw(0, 2, 5), {"key": jax.random.key(0), "top_k": 3, "top_p": 0.9, "lengths": [3, 5]}

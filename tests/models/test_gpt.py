@@ -246,11 +246,12 @@ def test_sizes_may_be_numpys_integers():
     sizes = GPTConfig(np.int64(11), np.uint8(9), np.int32(1), np.int16(2), np.int64(8), np.float32(0.5))
     assert sizes == GPTConfig(11, 9, 1, 2, 8, 0.5)
     # So that they can be saved as JSON.
-    assert {type(size) for size in dataclasses.astuple(sizes)} == {int, float, bool}
+    assert {type(size) for size in dataclasses.astuple(sizes)} <= {int, float, bool, type(None)}
     with pytest.raises(ValueError, match=r"num_heads=2\.0 must be an integer"):
         GPTConfig(11, 9, 1, 2.0, 8)
 
 
+@pytest.mark.slow
 def test_computing_in_bfloat16_keeps_logits_and_parameters_in_float32():
     config, tokens = GPTConfig(32, 12, 2, 2, 8), jnp.arange(12)
     params = GPT(config).init(jax.random.key(1), tokens)

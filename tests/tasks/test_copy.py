@@ -25,6 +25,7 @@ def test_every_sequence_is_random_letters_and_the_same_letters_again():
     assert (make_sequences(2, 2000, held_out=False) != TRAIN).any()
 
 
+@pytest.mark.slow
 def test_the_report_equals_that_of_one_sequence_at_a_time(monkeypatch):
     monkeypatch.setattr(report_module, "BATCH", 6)
     model = GPT(GPTConfig(len(WORDS), LENGTH, 2, 3, 12))

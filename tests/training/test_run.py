@@ -137,6 +137,7 @@ def test_the_same_seed_gives_the_same_run(small):
     assert first.after == again.after != other.after
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_repeats_its_report(small, tmp_path):
     config = dataclasses.replace(small, steps=5, out=str(tmp_path))
     first, again = Run(config).train(), Run(saved_config(config.out), resume=LAST).train()
