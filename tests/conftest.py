@@ -39,7 +39,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_I
 # Every new shape is compiled, so one example can take a second, and shrinking a failing one minutes. For more examples:
 # pytest -m "slow or hypothesis" --hypothesis-profile thorough
 phases = (Phase.explicit, Phase.generate)
-for profile, max_examples in (("fast", 3), ("thorough", 16)):
+for profile, max_examples in (("fast", 3), ("thorough", 8)):
     settings.register_profile(profile, deadline=None, max_examples=max_examples, derandomize=True, phases=phases)
 settings.load_profile("fast")
 

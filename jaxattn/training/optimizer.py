@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # The name of a stack of matrices begins so.
 STACK = "stack"
+# Of the polynomial that Muon iterates.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def cosine_schedule(steps: int, learning_rate: float) -> optax.Schedule:
@@ -62,6 +64,7 @@ def muon(schedule: optax.Schedule, mesh: Mesh) -> optax.GradientTransformation:
     of_matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     optimizer = optax.contrib.muon(
         schedule,
+        ns_coeffs=jnp.array(NEWTON_SCHULZ, jnp.float32),  # in 64-bit mode, too
         ns_steps=3,
         weight_decay=0.1,
         adam_learning_rate=lambda done: schedule(done) / 2,

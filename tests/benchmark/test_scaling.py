@@ -55,7 +55,8 @@ def test_programs_send_what_their_split_needs_and_devices_share_work_and_memory(
         # Tensor parallelism sums the gradients of queries, keys and values one by one.
         most = 1.6 if name == "model" else 1.4
         assert 0.99 <= four["bytes_sent"] / four["bytes_on_paper"] < most, name
-        assert four["operations"] <= one["operations"] / (3 if name == "model" else 3.99), name
+        # The logits are whole on each device of "model".
+        assert four["operations"] <= one["operations"] / (2.5 if name == "model" else 3.99), name
         assert four["tiles"] == one["tiles"] / 4
         assert four["memory"] < one["memory"]
     for name in ("data", "data, parameters"):
