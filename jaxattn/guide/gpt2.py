@@ -12,6 +12,7 @@ from jaxattn.guide.story import MAX_TOKENS, Story, random_numbers
 from jaxattn.guide.trained import SENTENCE, next_words_of, token_label
 from jaxattn.models.command import open_gpt2
 from jaxattn.models.gpt import GPT
+from jaxattn.tasks.reports import largest
 
 # A random sequence of so many tokens, repeated once; scores are means over so many sequences.
 INDUCTION_TOKENS, INDUCTION_SEQUENCES = 25, 4
@@ -41,8 +42,7 @@ class GPT2Heads(NamedTuple):
     @property
     def best_head(self) -> tuple[int, int]:
         """The layer and head with the largest induction score."""
-        layer, head = np.unravel_index(self.induction.argmax(), self.induction.shape)
-        return int(layer), int(head)
+        return largest(self.induction)
 
 
 def gpt2_story(directory: str, text: str | None, seed: int) -> Story:

@@ -13,8 +13,9 @@ from jaxattn.functional import attention_scores
 from jaxattn.guide.page import render_page
 from jaxattn.guide.section import short
 from jaxattn.guide.trained import trained_story
-from jaxattn.tasks.pronouns.report import PronounReport, write_report
+from jaxattn.tasks.pronouns.report import PronounReport
 from jaxattn.tasks.pronouns.words import make_tokenizer, vocabulary
+from jaxattn.tasks.reports import write_report
 from jaxattn.training.saving import load_model, save_model
 from jaxattn.training.tokenizer import printable
 

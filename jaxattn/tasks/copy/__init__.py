@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxattn.models.gpt import GPT
-from jaxattn.tasks.copy.report import format_report, report_copying, write_report
+from jaxattn.tasks.copy.report import format_report, report_copying
 from jaxattn.tasks.copy.sequences import LENGTH, WORDS, held_out_sequences, training_sequences
 from jaxattn.tasks.made_up import MadeUpTask
+from jaxattn.tasks.reports import write_report
 from jaxattn.training.config import TrainConfig
 
 REPORT = "copy.json"

@@ -1,8 +1,6 @@
 """What a model has learned about copying: how often the copy is right, and which head finds the letter to copy."""
 
 import functools
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxattn.files import write_whole
 from jaxattn.models.gpt import GPT
 from jaxattn.tasks.copy.sequences import LETTERS, NUMBER, WORDS
+from jaxattn.tasks.reports import largest
 
 BATCH = 256
 # The positions of the letters, of their copies, and of the words from which the copies are predicted.
@@ -36,17 +34,7 @@ class CopyReport(NamedTuple):
     @property
     def best_head(self) -> tuple[int, int]:
         """The layer and head with the largest attention to the letter to copy."""
-        layer, head = np.unravel_index(self.attention.argmax(), self.attention.shape)
-        return int(layer), int(head)
-
-
-def write_report(file: Path, report: CopyReport) -> None:
-    """Save a report as JSON.
-
-    Raises:
-        OSError: the disk is full, or the file cannot be written.
-    """
-    write_whole(file, json.dumps(report._asdict(), indent=1, default=np.ndarray.tolist).encode())
+        return largest(self.attention)
 
 
 def report_copying(model: GPT, params: Any, sequences: np.ndarray, training: np.ndarray) -> CopyReport:

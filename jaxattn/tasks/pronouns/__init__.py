@@ -8,9 +8,10 @@ import numpy as np
 
 from jaxattn.models.gpt import GPT
 from jaxattn.tasks.made_up import MadeUpTask
-from jaxattn.tasks.pronouns.report import format_report, report_pronouns, write_report
+from jaxattn.tasks.pronouns.report import format_report, report_pronouns
 from jaxattn.tasks.pronouns.sentences import LONGEST, held_out_sentences, training_sentences
 from jaxattn.tasks.pronouns.words import WORDS
+from jaxattn.tasks.reports import write_report
 from jaxattn.training.config import TrainConfig
 
 REPORT = "pronouns.json"

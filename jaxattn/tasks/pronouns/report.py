@@ -1,7 +1,6 @@
 """What a model has learned about pronouns: its accuracy, and which head attends from the pronoun to its noun."""
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxattn.files import read_json, write_whole
+from jaxattn.files import read_json
 from jaxattn.models.gpt import GPT
 from jaxattn.tasks.pronouns.sentences import Sentences
 from jaxattn.tasks.pronouns.words import PRONOUNS, vocabulary
+from jaxattn.tasks.reports import largest
 
 _IDS = [vocabulary()[word] for word in PRONOUNS]
 BATCH = 256
@@ -39,21 +39,11 @@ class PronounReport(NamedTuple):
     @property
     def best_head(self) -> tuple[int, int]:
         """The layer and head with the largest attention from the pronoun to its noun."""
-        layer, head = np.unravel_index(self.attention.argmax(), self.attention.shape)
-        return int(layer), int(head)
-
-
-def write_report(file: Path, report: PronounReport) -> None:
-    """Save a report as JSON.
-
-    Raises:
-        OSError: the disk is full, or the file cannot be written.
-    """
-    write_whole(file, json.dumps(report._asdict(), indent=1, default=np.ndarray.tolist).encode())
+        return largest(self.attention)
 
 
 def read_report(file: Path) -> PronounReport:
-    """Read a report that `write_report` has written.
+    """Read a report that `tasks.reports.write_report` has written.
 
     Raises:
         OSError: the file cannot be read.
