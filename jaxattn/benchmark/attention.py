@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.attention import dot_product_attention
-from jaxattn.benchmark.cases import Case, count_operations, make_mask, random_heads
-from jaxattn.benchmark.measure import Candidate, Comparison, compiled
-from jaxattn.benchmark.peers import DENSE_PEERS, peer_function, peers_for, torch_candidate
+from jaxattn.benchmark.cases import Case, count_operations, make_mask
+from jaxattn.benchmark.measure import Candidate, Comparison
+from jaxattn.benchmark.peers import DENSE_PEERS, fused_torch_candidate, jax_candidate, peer_function, peers_for
 
 # Our candidates: the kernel that is chosen, and "jaxattn NAME" for a kernel by name.
 OURS = "jaxattn"
@@ -43,17 +42,8 @@ def make_candidate(name: str, case: Case) -> Candidate:
         ValueError: the named implementation does not support the case.
     """
     if name == "torch":
-        return torch_candidate(case)
-    attend = _our_function(name, case) if name.startswith(OURS) else peer_function(name, case)
-    query, key, value, gradient = random_heads(case)
-    if not case.backward:
-        return compiled(name, attend, query, key, value)
-
-    def context_and_gradients(query: Array, key: Array, value: Array, gradient: Array) -> Any:
-        context, vjp = jax.vjp(attend, query, key, value)
-        return context, vjp(gradient)
-
-    return compiled(name, context_and_gradients, query, key, value, gradient)
+        return fused_torch_candidate(case)
+    return jax_candidate(name, case, _our_function(name, case) if name.startswith(OURS) else peer_function(name, case))
 
 
 def _our_function(name: str, case: Case) -> Callable[..., Array]:

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxattn.benchmark.cases import Case, make_mask, random_heads
 from jaxattn.benchmark.machine import count_cores, is_installed
-from jaxattn.benchmark.measure import Candidate, interleaved_medians, matmul_size
+from jaxattn.benchmark.measure import Candidate, compiled, interleaved_medians, matmul_size
 from jaxattn.extras import require
 
 PEERS = ("jax.nn", "flax.linen", "flax.nnx", "equinox", "tokamax", "torch")
@@ -51,8 +51,27 @@ def peer_function(name: str, case: Case) -> Callable[..., Array]:
     return functions[name]
 
 
-def torch_candidate(case: Case) -> Candidate:
-    """Make PyTorch's fused attention a candidate, on its own layout `(B, H, T, D)` and on all cores."""
+def jax_candidate(name: str, case: Case, attend: Callable[..., Array]) -> Candidate:
+    """Compile a function of query, key and value, each `(B, T, H, D)`, in the direction of the case."""
+    *inputs, gradient = random_heads(case)
+    if not case.backward:
+        return compiled(name, attend, *inputs)
+
+    def context_and_gradients(query: Array, key: Array, value: Array, gradient: Array) -> Any:
+        context, vjp = jax.vjp(attend, query, key, value)
+        return context, vjp(gradient)
+
+    return compiled(name, context_and_gradients, *inputs, gradient)
+
+
+def fused_torch_candidate(case: Case) -> Candidate:
+    """Make PyTorch's fused attention a candidate."""
+    attend = require("torch", extra="torch").nn.functional.scaled_dot_product_attention
+    return torch_candidate("torch", case, lambda q, k, v: attend(q, k, v, is_causal=case.mask == "causal"))
+
+
+def torch_candidate(name: str, case: Case, attend: Callable[..., Any]) -> Candidate:
+    """Make a function of PyTorch a candidate, on its own layout `(B, H, T, D)` and on all cores."""
     torch = require("torch", extra="torch")
     torch.set_num_threads(count_cores())
     # (B, T, H, D) -> (B, H, T, D)
@@ -62,16 +81,15 @@ def torch_candidate(case: Case) -> Candidate:
     )
     *inputs, gradient = arrays
     inputs = [array.requires_grad_(case.backward) for array in inputs]
-    attend = torch.nn.functional.scaled_dot_product_attention
 
     def run() -> Any:
-        context = attend(*inputs, is_causal=case.mask == "causal")
+        context = attend(*inputs)
         return (context, *torch.autograd.grad(context, inputs, gradient)) if case.backward else (context,)
 
     def compared(results: Any) -> Any:
         return [array.detach().transpose(1, 2).float().numpy() for array in results]
 
-    return Candidate("torch", run, compared)
+    return Candidate(name, run, compared)
 
 
 def torch_matmul_rate(dtype: str) -> float | None:

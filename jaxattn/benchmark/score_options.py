@@ -15,9 +15,10 @@ from jax import Array
 
 from jaxattn import biases
 from jaxattn.attention import dot_product_attention
-from jaxattn.benchmark.cases import Case, count_operations, make_mask, random_heads
-from jaxattn.benchmark.machine import count_cores, is_installed
-from jaxattn.benchmark.measure import Candidate, Comparison, compiled
+from jaxattn.benchmark.cases import Case, count_operations, make_mask
+from jaxattn.benchmark.machine import is_installed
+from jaxattn.benchmark.measure import Candidate, Comparison
+from jaxattn.benchmark.peers import jax_candidate, torch_candidate
 from jaxattn.extras import require
 from jaxattn.training.memory import total_memory
 
@@ -28,7 +29,7 @@ SOFT_CAP, BUCKETS = 5.0, 32
 def compare_option(name: str, case: Case) -> Comparison:
     """Compare a causal call with one option; the plain call computes something else, and is there for its time."""
     arguments = option_arguments(name, case.H)
-    candidates = [_candidate("jaxattn", case, arguments), _candidate("jaxattn, plain", case, {})]
+    candidates = [_ours("jaxattn", case, arguments), _ours("jaxattn, plain", case, {})]
     candidates[1] = candidates[1]._replace(deterministic=False)
     # Scores, weights and what autograd keeps, as arrays of (B, H, T, T).
     stored = 6 * 4.0 * case.B * case.H * case.T**2
@@ -54,48 +55,29 @@ def option_arguments(name: str, H: int) -> dict[str, Any]:
     return makers[name]()
 
 
-def _candidate(label: str, case: Case, arguments: Mapping[str, Any]) -> Candidate:
+def _ours(label: str, case: Case, arguments: Mapping[str, Any]) -> Candidate:
     mask = make_mask(case)
-    return _compiled(label, case, lambda q, k, v: dot_product_attention(q, k, v, mask, **arguments))
+    return jax_candidate(label, case, lambda q, k, v: dot_product_attention(q, k, v, mask, **arguments))
 
 
 def _jax_nn(case: Case, bias: Array) -> Candidate:
-    return _compiled(
+    return jax_candidate(
         "jax.nn", case, lambda q, k, v: jax.nn.dot_product_attention(q, k, v, bias=bias[None], is_causal=True)
     )
 
 
-def _compiled(label: str, case: Case, attend: Callable[..., Array]) -> Candidate:
-    *inputs, gradient = random_heads(case)
-    if not case.backward:
-        return compiled(label, attend, *inputs)
-
-    def context_and_gradients(gradient: Array, *inputs: Array) -> Any:
-        context, vjp = jax.vjp(attend, *inputs)
-        return context, *vjp(gradient)
-
-    return compiled(label, context_and_gradients, gradient, *inputs)
-
-
 def _torch(name: str, case: Case, arguments: Mapping[str, Any]) -> Candidate:
-    """PyTorch on its own layout, `(B, H, T, D)`: the fused function where it can, else written out."""
-    torch, (*inputs, gradient) = _torch_heads(case)
-    inputs = [array.requires_grad_(case.backward) for array in inputs]
+    """PyTorch's fused function where it can, else its products and softmax written out."""
+    torch = require("torch", extra="torch")
     causal = torch.ones(case.T, case.T, dtype=torch.bool).tril()
     if "bias" in arguments:
         bias = torch.from_numpy(np.array(arguments["bias"].array(case.T, case.T), np.float32))
         added = bias.masked_fill(~causal, -torch.inf)[None]
         fused = torch.nn.functional.scaled_dot_product_attention
-        attend = lambda q, k, v: fused(q, k, v, attn_mask=added)  # noqa: E731
-    else:
-        sinks = torch.from_numpy(np.array(arguments["sinks"])) if name == "sinks" else None
-        attend = lambda q, k, v: _written_out(torch, q, k, v, causal, arguments.get("soft_cap"), sinks)  # noqa: E731
-
-    def run() -> Any:
-        context = attend(*inputs)
-        return (context, *torch.autograd.grad(context, inputs, gradient)) if case.backward else (context,)
-
-    return Candidate("torch" if "bias" in arguments else "torch, written out", run, _as_ours)
+        return torch_candidate("torch", case, lambda q, k, v: fused(q, k, v, attn_mask=added))
+    sinks = torch.from_numpy(np.array(arguments["sinks"])) if name == "sinks" else None
+    attend = lambda q, k, v: _written_out(torch, q, k, v, causal, arguments.get("soft_cap"), sinks)  # noqa: E731
+    return torch_candidate("torch, written out", case, attend)
 
 
 def _written_out(torch: Any, query: Any, key: Any, value: Any, causal: Any, soft_cap: Any, sinks: Any) -> Any:
@@ -111,7 +93,7 @@ def _written_out(torch: Any, query: Any, key: Any, value: Any, causal: Any, soft
 
 def _torch_flex(name: str, case: Case, arguments: Mapping[str, Any]) -> Candidate:
     """PyTorch's compiled `flex_attention`, which changes scores one by one and skips masked blocks."""
-    torch, (*inputs, _) = _torch_heads(case)
+    torch = require("torch", extra="torch")
     flex = require("torch.nn.attention.flex_attention", extra="torch")
     torch.compiler.reset()  # after eight programs it would stop compiling, without a word
     blocks = flex.create_block_mask(lambda b, h, i, j: i >= j, None, None, case.T, case.T, device="cpu")
@@ -123,21 +105,7 @@ def _torch_flex(name: str, case: Case, arguments: Mapping[str, Any]) -> Candidat
         table = torch.from_numpy(np.array(arguments["bias"].array(case.T, 1)[..., 0], np.float32))  # (H, T)
         options["score_mod"] = lambda score, b, h, i, j: score + table[h, i - j]
 
-    return Candidate("torch flex", lambda: (attend(*inputs, **options),), _as_ours)
-
-
-def _torch_heads(case: Case) -> tuple[Any, list[Any]]:
-    """Return PyTorch, and the case's heads and gradient on its layout."""
-    torch = require("torch", extra="torch")
-    torch.set_num_threads(count_cores())
-    arrays = (torch.from_numpy(np.array(array, np.float32)) for array in random_heads(case))
-    return torch, [array.transpose(1, 2).contiguous() for array in arrays]
-
-
-def _as_ours(results: Any) -> Any:
-    """Return results as NumPy arrays on our layout; one array alone where there are no gradients."""
-    arrays = [array.detach().transpose(1, 2).numpy() for array in results]
-    return arrays if len(arrays) > 1 else arrays[0]
+    return torch_candidate("torch flex", case, lambda q, k, v: attend(q, k, v, **options))
 
 
 def option_comparisons(cases: Iterator[Case]) -> Iterator[Comparison]:
