@@ -41,6 +41,10 @@ class LogSumExp(NamedTuple):
         sum_of_parts = self.largest * (rate(call) / LOG2_E) + self.log_total / LOG2_E
         return jnp.where(jnp.isposinf(self.log_total), -jnp.inf, sum_of_parts)
 
+    def of_some_key(self, gradient: Array) -> Array:
+        """Return the gradient of `natural`, 0 for queries that may attend to nothing, whose -inf nothing moves."""
+        return jnp.where(self.log_total >= float(jnp.finfo(self.log_total.dtype).max), 0, gradient)
+
     @classmethod
     def of_sinks(cls, call: AttentionCall) -> "LogSumExp":
         """Return the logsumexp `(B, H, 1)` of the sinks alone."""

@@ -137,8 +137,7 @@ def _forward(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
 def _backward(residuals: Any, of_results: tuple[Array, ...]) -> tuple[AttentionCall]:
     call, context, lse, gradient, *of_lse = _guarded((*residuals, *of_results))
     if call.return_lse:
-        # Queries that may attend to nothing have a logsumexp of -inf, and whatever its gradient, it moves nothing.
-        of_lse = [jnp.where(lse.log_total >= float(jnp.finfo(lse.log_total.dtype).max), 0, of_lse[0])]
+        of_lse = [lse.of_some_key(of_lse[0])]
     gradients = map_as_batch(backward, call, context, lse, gradient, *of_lse)
     empty: Any = dict.fromkeys(("mask", "row_bits", "column_bits"))
     return (dataclasses.replace(call, **gradients._asdict(), **empty),)

@@ -96,9 +96,7 @@ class Rows(NamedTuple):
     def of(cls, residuals: Any, of_results: tuple[Array, Array]) -> "Rows":
         """Gather them, without a gradient of the logsumexp if the call does not return it."""
         (call, context, lse), (gradient, of_lse) = residuals, of_results
-        # Queries that may attend to nothing have a logsumexp of -inf, and whatever its gradient, it moves nothing.
-        of_lse = jnp.where(lse.log_total >= float(jnp.finfo(call.wide).max), 0, of_lse)
-        return cls(call, context, lse, gradient, of_lse if call.return_lse else None)
+        return cls(call, context, lse, gradient, lse.of_some_key(of_lse) if call.return_lse else None)
 
     def gradients(self, part: AttentionCall) -> Gradients:
         """Return the gradients of a part of the call."""
