@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxattn.benchmark import volumes
@@ -23,7 +22,7 @@ from jaxattn.training.batches import Batch
 from jaxattn.training.devices import make_mesh
 from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import make_ring, shard_batch, state_sharding
-from jaxattn.training.step import TrainState, make_step
+from jaxattn.training.step import make_init, make_step
 
 DEVICES = (1, 2, 4, 8)
 # Attention is counted in tiles of so many queries and keys; a tile counts if any of its entries is unmasked.
@@ -139,11 +138,7 @@ def _compile_step(problem: Problem, axis: str, n: int, shard_parameters: bool) -
     schedule = cosine_schedule(1000, 1e-3)
     optimizer = adamw(schedule, mesh)
 
-    def init() -> TrainState:
-        params = GPT(config).init(jax.random.key(0), jnp.zeros(config.context_length, jnp.int32))["params"]
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    shapes = jax.eval_shape(init)
+    shapes = jax.eval_shape(make_init(GPT(config), optimizer), jax.random.key(0))
     state = jax.tree.map(_described, shapes, state_sharding(mesh, shapes, shard_parameters))
     tokens = np.zeros((problem.batch_size, problem.T + 1), np.int32)
     model, microbatches = GPT(config, ring=make_ring(mesh, config.num_heads)), 1

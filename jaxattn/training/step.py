@@ -35,16 +35,22 @@ class Metrics(NamedTuple):
     learning_rate: Array
 
 
-def init_state(
-    model: GPT, optimizer: optax.GradientTransformation, key: Array, mesh: Mesh, shard_parameters: bool = False
-) -> TrainState:
-    """Initialize parameters and optimizer, sharded over the mesh; the numbers are the same on every mesh."""
+def make_init(model: GPT, optimizer: optax.GradientTransformation) -> Callable[[Array], TrainState]:
+    """Return a function from a PRNG key to the state before the first step."""
     model = GPT(model.config)  # without its ring, which would need a sequence
 
     def init(key: Array) -> TrainState:
         params = model.init(key, jnp.zeros(model.config.context_length, jnp.int32))["params"]
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
+    return init
+
+
+def init_state(
+    model: GPT, optimizer: optax.GradientTransformation, key: Array, mesh: Mesh, shard_parameters: bool = False
+) -> TrainState:
+    """Initialize parameters and optimizer, sharded over the mesh; the numbers are the same on every mesh."""
+    init = make_init(model, optimizer)
     return jax.jit(init, out_shardings=state_sharding(mesh, jax.eval_shape(init, key), shard_parameters))(key)
 
 

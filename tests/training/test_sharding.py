@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -14,20 +13,14 @@ from jaxattn.training.batches import Batch, fill_up
 from jaxattn.training.devices import choose_data_size
 from jaxattn.training.optimizer import adamw, cosine_schedule
 from jaxattn.training.sharding import make_ring, state_sharding
-from jaxattn.training.step import TrainState, token_weights
+from jaxattn.training.step import make_init, token_weights
 
 CONFIG = GPTConfig(256, 32, 2, 2, 32)
 
 
 def described(config=CONFIG):
     """The shapes of a training state."""
-    optimizer = adamw(cosine_schedule(10, 1e-2), None)
-
-    def init(key):
-        params = GPT(config).init(key, jnp.zeros(config.context_length, jnp.int32))["params"]
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    return jax.eval_shape(init, jax.random.key(0))
+    return jax.eval_shape(make_init(GPT(config), adamw(cosine_schedule(10, 1e-2), None)), jax.random.key(0))
 
 
 def bytes_on_one_device(state, shardings):
