@@ -7,6 +7,7 @@ rate. `scaling_check.py` compares the same sums, with the rates of this machine,
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from jaxattn.benchmark.report import table_head, table_line
 from jaxattn.benchmark.volumes import Sizes, context_bytes, gathered_context_bytes, model_bytes, shard_bytes
 
 # NVIDIA, "H100 Tensor Core GPU" data sheet, H100 SXM: 1979 TFLOP/s in bfloat16 with sparsity, half of that without;
@@ -185,8 +186,7 @@ def table() -> Iterator[str]:
     """Lay out the estimates as a table in Markdown."""
     columns = ("context", "GPUs", "data × context × model", "memory", "computing", "sending parameters",
                "activations", "keys", "step", "tokens/s", "of 989 TFLOP/s")  # fmt: skip
-    yield "| " + " | ".join(columns) + " |"
-    yield "| --- " * len(columns) + "|"
+    yield from table_head(*columns)
     for T, layout in LAYOUTS:
         each = estimate(MODEL, T, layout)
         data, context, model, *_ = layout
@@ -200,7 +200,7 @@ def table() -> Iterator[str]:
             _time(each.work.seconds(H100)), *map(_time, each.sent), f"{_time(each.shortest)} to {_time(each.longest)}",
             f"{_round(data * T / each.longest)} to {_round(data * T / each.shortest)}", f"{low:.0%} to {high:.0%}",
         )  # fmt: skip
-        yield "| " + " | ".join(entries) + " |"
+        yield table_line(*entries)
 
 
 def _time(seconds: float) -> str:

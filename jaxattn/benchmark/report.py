@@ -38,6 +38,16 @@ def write_json(report: dict[str, Any], file: Path) -> None:
     write_whole(file, json.dumps(report, indent=1).encode())
 
 
+def table_line(*entries: Any) -> str:
+    """Write a line of a table in Markdown."""
+    return "| " + " | ".join(map(str, entries)) + " |"
+
+
+def table_head(*columns: Any) -> list[str]:
+    """Write the first two lines of a table in Markdown."""
+    return [table_line(*columns), "| --- " * len(columns) + "|"]
+
+
 def markdown(rows: list[Row]) -> str:
     """Lay out the rows of attention: a table for each direction and mask, with times relative to ours.
 
@@ -47,12 +57,12 @@ def markdown(rows: list[Row]) -> str:
     for direction, mask in dict.fromkeys((row["direction"], row["mask"]) for row in rows):
         table = [row for row in rows if (row["direction"], row["mask"]) == (direction, mask)]
         names = list(dict.fromkeys(row["name"] for row in table))
-        lines += [f"| {direction}, {mask} | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+        lines += table_head(f"{direction}, {mask}", *names)
         for T, B in dict.fromkeys((row["T"], row["B"]) for row in table):
             by_name = {row["name"]: row for row in table if (row["T"], row["B"]) == (T, B)}
             entries = [_entry(by_name.get(name), by_name["jaxattn"]) for name in names]
             label = f"T={T}" + (f", B={B}" if B > 1 else "")
-            lines.append(f"| {label} | " + " | ".join(entries) + " |")
+            lines.append(table_line(label, *entries))
         lines.append("")
     return "\n".join(lines)
 
