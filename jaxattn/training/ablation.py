@@ -140,7 +140,7 @@ def _saved_results(directory: Path, config: TrainConfig, fingerprints: list[str]
         return {}
     try:
         content = read_json(file)
-        saved = TrainConfig(**content["config"] | {"text": tuple(content["config"]["text"])})
+        saved = TrainConfig.of_json(content["config"])
         texts = [str(text) for text in content["texts"]]
         results = {part: Result(**result) for part, result in content["results"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """The configuration of a training run. Its fields are the options of the command line and the contents of run.json."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxattn.checks import check_rate
@@ -130,6 +131,11 @@ class TrainConfig:
         """Return the configuration of the model."""
         sizes = vocab_size, self.context_length, self.layers, self.heads, self.width, self.dropout
         return GPTConfig(*sizes, num_kv_heads=self.kv_heads or None, **find_recipe(self.recipe).model)
+
+    @classmethod
+    def of_json(cls, saved: Mapping[str, Any]) -> "TrainConfig":
+        """Return the configuration that was saved as JSON, which has no tuples."""
+        return cls(**{**saved, "text": tuple(saved["text"])})
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """Describe the fields that differ from the other configuration and influence what is learned."""

@@ -116,8 +116,7 @@ def _read(file: Path) -> tuple[TrainConfig, list[str]]:
         config, texts = content["config"], content["texts"]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("texts must hold fingerprints")
-        config = {"recipe": "gpt2"} | config  # the only recipe of earlier versions
-        return TrainConfig(**config | {"text": tuple(config["text"])}), texts
+        return TrainConfig.of_json({"recipe": "gpt2"} | config), texts  # the only recipe of earlier versions
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} is damaged, or was written by a version that this one cannot read ({error}): name another --out"
