@@ -43,15 +43,21 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-    """Open a page at a width, in light or dark colours, with its script or without."""
+    """Open a page at a width, in light or dark colours, with its script or without; transitions are off.
 
-    def open_it(page, width=1280, dark=False, script=True):
+    While an equation fades in, Selenium reads its text as "", and how long it fades depends on how busy the machine is.
+    """
+
+    def open_it(page, width=1280, dark=False, script=True, motion=False):
         path = tmp_path / "guide.html"
         path.write_text(page, encoding="utf-8")
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "no-preference" if motion else "reduce"},
+        ]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
         browser.get_log("browser"), browser.get_log("performance")
         browser.get(path.as_uri())

@@ -196,3 +196,10 @@ def test_the_theme_can_be_chosen(open_page, book_page):
     light = browser.execute_script(colour)
     browser.find_element("id", "theme").click()
     assert browser.execute_script(colour) != light
+
+
+@pytest.mark.parametrize(("motion", "seconds"), [(True, "0.18s"), (False, "0s")])
+def test_an_equation_fades_in_unless_the_reader_prefers_less_motion(open_page, fox_page, motion, seconds):
+    browser = open_page(fox_page, motion=motion)
+    fade = "return getComputedStyle(document.querySelector('.equation.open')).transitionDuration"
+    assert browser.execute_script(fade) == seconds
