@@ -66,9 +66,8 @@ def check_ablation(config: TrainConfig, parts: Sequence[str], resumes: bool) -> 
         raise ValueError("--ablate writes no TensorBoard scalars: leave --tensorboard out")
     if "heads" in parts and config.heads == 1:
         raise ValueError("--ablate heads compares with one head, but the model has one already: write --heads 4")
-    for part, axis in ("heads", "model"), ("dropout", "seq"):
-        if part in parts and parse_mesh(config.mesh).get(axis, 1) > 1:
-            raise ValueError(f"--ablate {part} cannot train on --mesh {config.mesh}: leave {axis}= out")
+    if "heads" in parts and parse_mesh(config.mesh).get("model", 1) > 1:
+        raise ValueError(f"--ablate heads cannot split one head as --mesh {config.mesh} does: leave model= out")
     require("matplotlib", extra="train")
 
 
