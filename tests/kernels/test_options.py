@@ -121,7 +121,7 @@ def test_any_options_together_equal_float64_with_few_queries(kernel, T, **case):
 
 
 @pytest.mark.slow
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(kernel=st.sampled_from([*KERNELS]), T=st.integers(1, 130), S=st.integers(1, 130), **CASES)
 def test_many_options_together_equal_float64(kernel, T, S, **case):
     check(kernel, T=T, S=S, **case)
