@@ -4,8 +4,10 @@ import contextlib
 import json
 import logging
 import shutil
+import sys
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +24,12 @@ State = TypeVar("State")
 KEPT, SIGNATURE = 3, "_SUMS"
 # Whether a process has written its part, and the seconds between asking the others.
 RUNNING, WRITTEN, FAILED, POLL = 0, 1, 2, 0.02
+# Why files cannot be written: what the system says, somewhere in a long message of orbax, and what it means.
+REASONS = {
+    "No space left": "no space left on the disk",
+    "quota exceeded": "the disk quota is used up",
+    "File too large": "a file would be larger than this process may write",
+}
 
 
 class OtherProcessError(RuntimeError):
@@ -54,6 +62,9 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
             preservation_policy=kept,
             cleanup_tmp_directories=True,
+            async_options=orbax.AsyncOptions(
+                barrier_sync_fn=_wait_unless_failed(orbax.multihost.get_barrier_sync_fn())
+            ),
         )
         handlers = {"state": orbax.StandardCheckpointHandler()}
         self._manager = orbax.CheckpointManager(self.directory, options=options, item_handlers=handlers)
@@ -121,7 +132,10 @@ class Checkpoints:
         """Return the latest step before `step` whose checkpoint can be read."""
         for earlier in reversed([number for number in self.steps() if number < step]):
             try:
-                self.restore(earlier, like)
+                if jax.process_count() == 1:
+                    self.restore(earlier, like)
+                else:  # the others may not come to read with this one
+                    _check_signature(self.directory / str(earlier))
             except ValueError:
                 continue
             return earlier
@@ -152,8 +166,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> OSError:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
-        if "No space left" in str(error):
-            reason = "no space left on the disk"
+        reason = next((meaning for said, meaning in REASONS.items() if said in str(error)), reason)
         return OSError(f"the run could not be saved in {self.directory} ({reason})")
 
 
@@ -167,6 +180,22 @@ def _wait_together(written: Future[None]) -> None:
         if (states == FAILED).any():
             raise OtherProcessError("another training process could not save the run")
         time.sleep(POLL)
+
+
+def _wait_unless_failed(wait: Callable[..., None]) -> Callable[..., None]:
+    """Return a barrier for orbax's threads that an error passes by.
+
+    After an error in one process, orbax first waits there for the others, which wait for that process elsewhere: for
+    20 minutes nobody would hear of the error.
+    """
+
+    def barrier(**settings: Any) -> None:
+        error = sys.exception()
+        if error is not None:
+            raise error
+        wait(**settings)
+
+    return barrier
 
 
 def _check_signature(path: Path) -> None:

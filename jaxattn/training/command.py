@@ -14,7 +14,7 @@ from jaxattn.cli import Parser, paragraphs, run_command
 from jaxattn.training import member
 from jaxattn.training.ablation import PARTS, ablate, check_ablation
 from jaxattn.training.config import OUTPUT, TrainConfig, flag, preset
-from jaxattn.training.devices import is_one_of_several, join_processes, use_all_cores
+from jaxattn.training.devices import is_one_of_several, join_processes, leave_together, use_all_cores
 from jaxattn.training.directory import saved_config
 from jaxattn.training.progress import say
 from jaxattn.training.recovery import LAST, is_complete
@@ -79,7 +79,9 @@ def train(argv: Sequence[str]) -> int:
 
 def _run(config: TrainConfig, resume: int | None) -> int:
     try:
-        return Run(config, resume).train().exit_status
+        status = Run(config, resume).train().exit_status
+        leave_together()
+        return status
     except Exception as error:
         if member.is_member() and member.has_lost_others(error):
             member.leave(member.LOST)

@@ -6,6 +6,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxattn.cli import check_number
@@ -13,8 +14,9 @@ from jaxattn.cli import check_number
 AXES = ("data", "model", "seq")
 # Environment variables by which SLURM and Open MPI tell a process how many were started.
 LAUNCHERS = {"SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"}
-# After so many seconds without a sign of life, a process counts as lost.
-SILENCE = 60
+# After so many seconds without a sign of life, a process counts as lost; so many after it said that it leaves, the
+# others end.
+SILENCE, FAREWELL = 60, 10
 
 
 def use_all_cores() -> None:
@@ -51,11 +53,24 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
             raise ValueError(f"--coordinator is {coordinator}, but must be HOST:PORT, as in localhost:1234")
     if is_one_of_several(coordinator):
         try:
-            jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=SILENCE)
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                heartbeat_timeout_seconds=SILENCE,
+                shutdown_timeout_seconds=FAREWELL,
+            )
         except RuntimeError as error:  # JAX and XLA raise nothing narrower
             place = coordinator or "of the first one"
             reason = str(error).partition("\n")[0]
             raise ConnectionError(f"the training processes could not connect at {place} ({reason})") from None
+
+
+def leave_together() -> None:
+    """Disconnect from the other training processes, once all of them have come here."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices("leave together")
+        jax.distributed.shutdown()
 
 
 def parse_mesh(text: str) -> dict[str, int]:

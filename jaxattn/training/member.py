@@ -28,10 +28,13 @@ VARIABLE, LOST = "JAXATTN_MEMBER", 4
 # Lines of the logs of XLA, gRPC and Gloo, and of their stack traces.
 NOISE = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d|\s+@ +0x|\*\*\* |Additional GRPC|:UNKNOWN:|\[Gloo\]|Fatal Python error")
 MEMBER = "import sys; sys.argv = sys.argv[1:]; from jaxattn.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+# Such an entry of a log goes on for lines that look like any other, up to what this program prints.
+ENTRY, SPEECH = re.compile(r"[EF]\d{4} \d\d:\d\d:\d\d"), re.compile("jaxattn |Traceback")
 # What the messages of errors have in common that come from a lost connection to the other processes.
 DISCONNECTED = re.compile(r"Gloo|[Cc]oordination ?[Ss]ervice|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|[Bb]arrier|NCCL")
-# The member that coordinates the others ends so many seconds after its error, so that they can print theirs.
-LAST_WORDS = 1.0
+# A member ends so many seconds after its error: it needs some to tell the others, and those some to print their own
+# before the one that coordinates them is gone.
+TELLING, LAST_WORDS = 0.5, 2.0
 
 
 def is_member() -> bool:
@@ -87,17 +90,27 @@ def has_lost_others(error: BaseException) -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """End a member without waiting for the others, which an error on this side has left behind."""
+    """End a member without waiting for the others, which an error on this side has left behind.
+
+    Most of them notice it by a broken connection. Those that wait elsewhere are told: this one begins to shut down, and
+    some seconds later, as the others have not done so too, JAX ends them.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.distributed.is_initialized() and jax.process_index() == 0:
-        time.sleep(LAST_WORDS)
+    if jax.distributed.is_initialized():
+        if jax.process_index() == 0:
+            time.sleep(LAST_WORDS)
+        else:
+            threading.Thread(target=jax.distributed.shutdown, daemon=True).start()
+            time.sleep(TELLING)
     os._exit(status)
 
 
 def _forward_errors(stderr: IO[str] | None) -> None:
+    in_entry = False
     for line in stderr or ():
-        if not NOISE.match(line):
+        in_entry = bool(ENTRY.match(line) or (in_entry and not SPEECH.match(line)))
+        if not (in_entry or NOISE.match(line)):
             sys.stderr.write(line)
             sys.stderr.flush()
 

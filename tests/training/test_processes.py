@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import resource
 import shlex
 import socket
 import subprocess
@@ -35,14 +36,14 @@ def config(tmp_path):
     )  # fmt: skip
 
 
-def start(number, arguments, prefix="", environment=None, special=1):
-    """Start processes that train together; the prefix and the environment are for one of them alone."""
+def start(number, arguments, prefix="", environment=None, more=(), special=1):
+    """Start processes that train together; prefix, environment and more arguments are for one of them alone."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         place = f"localhost:{probe.getsockname()[1]}"
     processes = []
     for process in range(number):
-        together = ["--coordinator", place, "--processes", number, "--process", process]
+        together = ["--coordinator", place, "--processes", number, "--process", process, *more * (process == special)]
         command = shlex.join([sys.executable, "-u", str(SCRIPT), *map(str, [*arguments, *together])])
         command = f"{prefix if process == special else ''} exec {command}"
         variables = on_devices(1) | (environment or {} if process == special else {})
@@ -104,3 +105,45 @@ def test_killed_processes_lose_nothing_and_any_number_of_them_resumes(config, tm
     resumed = dataclasses.replace(saved_config(config.out), mesh="data=1", shard_parameters=False)
     assert Run(resumed, LAST).train().steps == config.steps
     assert_close(losses(config.out), losses(whole.out))
+
+
+def assert_one_fails(ends, failing, reason):
+    """Check that one process says what is wrong, and the others that another one has ended."""
+    for process, (status, said) in enumerate(ends):
+        (line,) = said.splitlines()
+        assert status == (2 if process == failing else LOST), said
+        assert (reason in line) == (process == failing), said
+        assert ("another training process has ended" in line) == (process != failing), said
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_full_disk_of_one_of_four_processes_ends_all_in_one_sentence(config, failing):
+    """The shell limits the size of its files: the checkpoint of its shards does not fit."""
+    wide = dataclasses.replace(config, width=64, steps=10**6, save_every=10)
+    processes = start(4, options(wide), prefix="ulimit -f 20;", special=failing)
+    wait_for_step(config.out, 10, processes[0])
+    ends = ends_of(processes)
+    assert_one_fails(ends, failing, "a file would be larger than this process may write")
+    assert "no checkpoint was saved" in ends[failing][1]
+
+
+def test_a_disk_that_fills_up_leaves_a_checkpoint_that_fewer_processes_resume(config):
+    wide = dataclasses.replace(config, width=64, steps=10**6, save_every=10)
+    processes = start(2, options(wide))
+    wait_for_step(config.out, 25, processes[0])  # the checkpoint of step 10 was complete before that of step 20
+    (member,) = Path(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children").read_text().split()
+    resource.prlimit(int(member), resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    ends = ends_of(processes)
+    assert_one_fails(ends, 1, "a file would be larger than this process may write")
+    last = saved_steps(Path(config.out))[-1]
+    assert last >= 10
+    assert all(f"the checkpoint of step {last} is intact" in said for _, said in ends)
+    resumed = dataclasses.replace(saved_config(config.out), mesh="data=1", shard_parameters=False, steps=last + 5)
+    assert Run(resumed, LAST).train().steps == last + 5
+
+
+def test_a_text_that_one_process_cannot_read_ends_all_in_one_sentence(config):
+    """The others are told within seconds, although nothing but the coordinator connects them yet."""
+    processes = start(3, options(config), more=["--text", "missing.txt"], special=2)
+    processes[2].wait(120)
+    assert_one_fails(ends_of(processes, timeout=40), 2, "missing.txt does not exist")
