@@ -147,3 +147,9 @@ def test_a_text_that_one_process_cannot_read_ends_all_in_one_sentence(config):
     processes = start(3, options(config), more=["--text", "missing.txt"], special=2)
     processes[2].wait(120)
     assert_one_fails(ends_of(processes, timeout=40), 2, "missing.txt does not exist")
+
+
+def test_processes_that_finish_leave_together(config):
+    """The main process writes the model and the report while the other one waits."""
+    ends = ends_of(start(2, options(dataclasses.replace(config, steps=20, learning_rate=3e-2))))
+    assert ends == [(0, ""), (0, "")]
