@@ -68,6 +68,15 @@ def test_packed_documents_have_the_loss_they_have_alone_and_padding_has_none():
     assert next_token_loss(model, state.params, other) == next_token_loss(model, state.params, packed)
 
 
+def test_examples_that_fill_up_a_batch_have_no_loss():
+    is_real = jnp.array([True, False, True, False])
+    expected = np.zeros((4, 8))
+    expected[[0, 2]] = 1
+    np.testing.assert_array_equal(token_weights(Batch(BATCH.tokens, None, is_real)), expected)
+    expected[2] = [0, 0, 1, 1, 1, 0, 0, 0]  # the next token is of the same document
+    np.testing.assert_array_equal(token_weights(Batch(BATCH.tokens, DOCUMENTS, is_real)), expected)
+
+
 def test_a_small_model_memorizes_a_batch():
     _, state, step = fresh(GPTConfig(256, 8, 2, 2, 32), steps=150)
     losses = []
@@ -203,19 +212,19 @@ def test_heads_and_feed_forward_layers_are_split_over_the_axis_model_with_their_
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_microbatch_is_the_largest_that_fits_the_caches_of_a_cpu_and_divides_the_examples(devices):
-    def choose(examples, context_length, requested=0, platform="cpu"):
+    def choose(examples, context_length, *requested, platform="cpu"):
         device = SimpleNamespace(platform=platform)
         mesh = SimpleNamespace(shape={"data": devices}, devices=np.array([device] * devices))
-        return choose_microbatches(examples * devices, context_length, mesh, requested)
+        return choose_microbatches(examples * devices, context_length, mesh, *requested)
 
     # 256 tokens fit: 8 sequences of 32.
     assert [choose(examples, 32) for examples in (1, 8, 9, 16, 24, 10, 13)] == [1, 1, 3, 2, 3, 2, 13]
     assert [choose(6, length) for length in (32, 64, 128, 129, 256, 1024)] == [1, 2, 3, 6, 6, 6]
     assert choose(64, 1024, platform="tpu") == 1
-    assert choose(12, 32, requested=3) == 3
-    assert choose(12, 1024, requested=1) == 1
+    assert choose(12, 32, 3) == 3
+    assert choose(12, 1024, 1) == 1
     with pytest.raises(ValueError, match="--accumulate 5 does not divide the 12 sequences"):
-        choose(12, 32, requested=5)
+        choose(12, 32, 5)
 
 
 def test_the_step_donates_its_state():
