@@ -227,13 +227,19 @@ def test_no_option_lets_the_future_in(rate):
         assert_causal(functools.partial(everyone.apply, variables), x)
 
 
-@pytest.mark.parametrize("own", [None, masks.Causal(), masks.Causal(2), masks.Causal(-1), masks.SlidingWindow(3)])
+@pytest.mark.parametrize(
+    "own",
+    [
+        *(None, masks.Causal(), masks.Causal(2), masks.Causal(-1), masks.SlidingWindow(3)),
+        masks.Causal(np.array([1, -2])),
+    ],
+)
 def test_decoding_masks_what_the_full_pass_masks(own):
     full = masks.Causal() if own is None else masks.Causal() & own
-    full, cached = np.asarray(full.array(8, 8)), jnp.array([4, 2])
+    full, cached = np.broadcast_to(full.array(8, 8), (2, 8, 8)), jnp.array([4, 2])
     for T in (1, 2, 3):
         came = decoding_mask(own, None, cached, T, None).array(T, 8)
-        np.testing.assert_array_equal(came, np.stack([full[start : start + T] for start in (4, 2)]))
+        np.testing.assert_array_equal(came, np.stack([full[0, 4 : 4 + T], full[1, 2 : 2 + T]]))
         filled = decoding_mask(own, None, cached, T, cached + 1).array(T, 8)
         np.testing.assert_array_equal(filled[:, 0], came[:, 0])
         assert not filled[0, :, 5:].any()
@@ -283,6 +289,9 @@ def test_rotary_scores_depend_on_distances_alone():
         ({"cache_length": 3}, {"decode": True, "mutable": ["cache"]}, "x has 5 tokens.*cache_length=3"),
         ({}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
         ({"mask": masks.Prefix(2) | masks.Chunked(3)}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
+        ({"mask": masks.Chunked(3) & masks.Prefix(2)}, {"context": jnp.ones((2, 3, 4))}, "mask=None"),
+        ({"mask": None, "position_bias": "alibi"}, {"context": jnp.ones((2, 3, 4))}, "position_bias=None"),
+        ({"mask": None, "rotary_base": 10.0}, {"context": jnp.ones((2, 3, 4))}, "rotary_base=None"),
         ({"mask": None, "cache_length": 9}, {"context": jnp.ones((2, 3, 4)), "decode": True}, "exclude each other"),
         ({"rotary_base": 10.0}, {"positions": jnp.arange(4)}, r"positions has shape \(4,\)"),
         ({"features": 6, "rotary_base": 10.0}, {}, "the width 3 is odd"),
