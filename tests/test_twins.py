@@ -11,7 +11,8 @@ import pytest
 from cases import draw
 from flax import nnx
 
-from jaxattn import AttentionLayer, RelativeBias, Rotary, masks
+from jaxattn import AttentionLayer, LatentAttention, RelativeBias, Rotary, masks
+from jaxattn.nnx import LatentAttention as NNXLatentAttention
 from jaxattn.nnx import MultiHeadAttention
 from jaxattn.rotary import Llama3Scaling, YarnScaling
 
@@ -83,6 +84,23 @@ def test_the_same_parameters_give_the_same_bits(name):
         jax.tree.map(
             np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(theirs, nnx.Cache))["cache"], cache["cache"]
         )
+
+
+def test_parameters_begin_as_the_fields_say_and_have_their_type():
+    constant = jax.nn.initializers.constant
+    fields = {"use_bias": True, "param_dtype": jnp.float16, "kernel_init": constant(2.0), "bias_init": constant(3.0)}
+    heads = fields | {"normalize_heads": "rms", "use_sinks": True, "position_bias": RelativeBias(8, 12)}
+    latents = fields | {"latent_width": 6, "head_width": 4, "rotary_width": 2, "query_width": 5}
+    begins = {"kernel": 2, "bias": 3, "scale": 1, "sinks": 0, "relative_bias": 0}
+    for linen, theirs in (
+        (AttentionLayer(4, 8, **heads), MultiHeadAttention(4, 6, 8, **heads, rngs=nnx.Rngs(0))),
+        (LatentAttention(3, 7, **latents), NNXLatentAttention(3, 6, 7, **latents, rngs=nnx.Rngs(0))),
+    ):
+        ours = jax.jit(linen.init)(jax.random.key(0), X)["params"]
+        for params in (ours, nnx.to_pure_dict(nnx.state(theirs, nnx.Param))):
+            for path, leaf in jax.tree.leaves_with_path(params):
+                assert leaf.dtype == jnp.float16, path
+                assert (leaf == begins[path[-1].key]).all(), path
 
 
 def test_nnx_captures_the_steps_that_linen_sows():
