@@ -65,11 +65,22 @@ def test_lengths_and_gradients_are_those_of_each_example_alone():
     np.testing.assert_allclose(row[:, 0], jnp.stack([expected[0, 6], expected[1, 4]]), atol=1e-5)
 
 
+def test_dropout_changes_the_output_and_not_its_mean():
+    layer, variables, _ = twins({"dropout_rate": 0.5})
+    x = X[:1, :4]
+    run = jax.jit(jax.vmap(lambda key: layer.apply(variables, x, deterministic=False, dropout_key=key)))
+    outputs = np.asarray(run(jax.random.split(jax.random.key(0), 1024)))
+    error = outputs.std(0) / 32
+    assert (error > 0).all()
+    assert (abs(outputs.mean(0) - layer.apply(variables, x)) < 5 * error).all()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"rotary_width": 3}, "rotary_width=3 must be even"),
         ({"latent_width": 0}, "latent_width=0 must be at least 1"),
+        ({"query_width": 0}, "query_width=0 must be at least 1"),
         ({"initializers": {"key/kernel": None}}, "initializers has"),
     ],
 )
