@@ -136,6 +136,27 @@ def test_a_rolling_cache_takes_the_memory_of_the_window_and_never_fills():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_length": 5},
+        {"rolling_cache": True, "mask": masks.SlidingWindow(3)},
+        {"rolling_cache": True, "mask": masks.SlidingWindow(1)},
+    ],
+    ids=str,
+)
+def test_the_cache_that_initializing_makes_is_empty(options):
+    (x,) = draw(0, (2, 5, 4))
+    layer = AttentionLayer(2, 8, **options)
+    variables = jax.jit(functools.partial(layer.init, decode=True))(jax.random.key(0), x[:, :2])
+    expected = jax.jit(layer.apply)({"params": variables["params"]}, x)
+    step = jax.jit(functools.partial(layer.apply, decode=True, mutable=["cache"]))
+    for token in range(5):
+        output, cache = step(variables, x[:, token : token + 1])
+        variables |= cache
+        np.testing.assert_allclose(output[:, 0], expected[:, token], atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"mask": None}, r"mask is None, which may need others: write mask=SlidingWindow\(size\)"),

@@ -45,7 +45,7 @@ def empty_cache(layer: Any, key: Array, value: Array) -> Cache | RollingCache:
     """Return an empty cache for keys and values of these heads, widths and types."""
     if layer.rolling_cache:
         check_rolling(layer)
-        return RollingCache.empty(key, value, max(1, layer.mask.size - 1))
+        return RollingCache.empty(key, value, layer.mask.size - 1)
     if layer.cache_length is None:
         raise ValueError("a KV cache needs cache_length=... in the layer, the largest number of tokens in it")
     return Cache.empty(key, value, layer.cache_length)
