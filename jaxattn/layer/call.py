@@ -13,13 +13,13 @@ from jaxattn.masks import And, Causal, Chunked, Or, SlidingWindow
 class Call(NamedTuple):
     """The arguments of a layer's call besides the vectors, as the layers document them."""
 
-    dropout_key: Array | None = None
-    return_weights: bool = False
-    context: Any = None
-    mask: Any = None
-    positions: Any = None
-    decode: bool = False
-    lengths: Any = None
+    dropout_key: Array | None
+    return_weights: bool
+    context: Any
+    mask: Any
+    positions: Any
+    decode: bool
+    lengths: Any
     keep_context: bool = False
 
 
