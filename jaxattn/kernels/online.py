@@ -52,7 +52,8 @@ class Results(NamedTuple):
     def write(self, heads: HeadBlock, first_query: Index, sums: Sums) -> "Results":
         """Write one query block over the arrays."""
         *batch, _, _ = heads.start
-        context = sums.context / jnp.where(sums.total > 0, sums.total, 1)[..., None]
+        # The largest score alone adds exp2(0) = 1, so that only a query without keys has a smaller sum, 0.
+        context = sums.context / jnp.maximum(sums.total, 1)[..., None]
         context = context.reshape(*context.shape[:-4], -1, *context.shape[-2:]).swapaxes(-3, -2)  # (B, bq, H, D_v)
         # (B, K, G, bq) -> (B, H, bq)
         rows = [array.reshape(*array.shape[:-3], -1, array.shape[-1]) for array in (sums.total, sums.largest)]
