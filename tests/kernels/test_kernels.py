@@ -1,5 +1,7 @@
 """Every kernel is compared with float64 NumPy, at block sizes that put block borders everywhere."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,8 @@ from hypothesis import strategies as st
 
 from jaxattn import assert_causal, masks
 from jaxattn.benchmark import cases as benchmark
-from jaxattn.kernels import blocks, choice, small
+from jaxattn.kernels import blocks, choice, small, transforms
+from jaxattn.kernels.call import checked_call
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -118,6 +121,22 @@ def test_half_precision_sums_in_float32(attend, dtype):
     for came, expected in zip(vjp(gradient), oracle.gradients(query, key, value, gradient, mask_array), strict=False):
         assert came.dtype == dtype
         assert relative_error(came, expected) < eps
+
+
+@pytest.mark.parametrize("kernel", sorted({"blockwise", "native"} & {*KERNELS}))
+def test_results_for_some_of_the_keys_are_not_rounded_before_they_are_merged(kernel):
+    query, key, value, gradient = draw(0, *[(2, 40, 2, 8)] * 4, dtype=jnp.bfloat16)
+    one = dataclasses.replace(checked_call(query, key, value, masks.Causal()), is_partial=True)
+    context, lse = jax.jit(transforms.KERNELS[kernel].forward)(one)
+    gradients = jax.jit(transforms.KERNELS[kernel].backward)(one, context, lse, gradient)
+    mask_array = masks.Causal().array(40, 40)
+    expected = (
+        oracle.attend(query, key, value, mask_array)[0],
+        *oracle.gradients(query, key, value, gradient, mask_array),
+    )
+    for came, right in zip((context, *gradients[:3]), expected, strict=False):
+        assert came.dtype == jnp.float32
+        assert relative_error(came, right) < 4e-6
 
 
 @pytest.mark.parametrize("kernel", sorted(set(KERNELS) - {"native"}))
