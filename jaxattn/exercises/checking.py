@@ -2,7 +2,8 @@
 
 The function is run on inputs on which all known mistakes give different results. Where it agrees with the right result,
 properties are checked that numbers alone do not show, such as gradients. Where it agrees with a known mistake, that is
-what was done. Otherwise the first property that fails is reported, and at last the entry that differs most.
+what was done. Otherwise a wrong shape is reported, or else the first property that fails, and at last the entry that
+differs most.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ Function = Callable[..., Any]
 Property = Callable[[Function], str | None]
 
 TO_BE_FILLED_IN = "is still to be filled in"
+_ORDINALS = ("first", "second", "third")
 
 
 class WrongAnswerError(Exception):
@@ -37,6 +39,8 @@ class Exercise:
     mistakes: Mapping[str, Function | tuple[Function, ...]] = dataclasses.field(default_factory=dict)
     # Each returns a sentence where it does not hold.
     properties: Sequence[Property] = ()
+    # As above, but they say nothing of a function whose numbers are wrong.
+    properties_once_right: Sequence[Property] = ()
     # Turns a result that is no array, such as a module, into numbers.
     observe: Function = lambda result: result
 
@@ -59,10 +63,11 @@ def _find_mistake(function: Function, exercise: Exercise) -> str | None:
             expected = [numbers(exercise.reference(*args)) for args in exercise.cases]
             return (
                 _named_mistake(results, exercise)
-                or _failed_property(function, exercise)
+                or _wrong_shape(results, expected)
+                or _failed_property(function, exercise.properties)
                 or _difference(results, expected)
             )
-    return _failed_property(function, exercise)
+    return _failed_property(function, (*exercise.properties, *exercise.properties_once_right))
 
 
 def _results(function: Function, exercise: Exercise) -> list[Any]:
@@ -94,8 +99,8 @@ def _named_mistake(results: Sequence[Any], exercise: Exercise) -> str | None:
     return None
 
 
-def _failed_property(function: Function, exercise: Exercise) -> str | None:
-    for holds in exercise.properties:
+def _failed_property(function: Function, properties: Sequence[Property]) -> str | None:
+    for holds in properties:
         try:
             sentence = holds(function)
         except (ValueError, TypeError, IndexError) as error:
@@ -116,7 +121,11 @@ def _guarded(function: Function, file: str) -> Function:
         try:
             result = function(*args)
         except NotImplementedError:
-            raise WrongAnswerError(TO_BE_FILLED_IN) from None
+            names = getattr(getattr(function, "__code__", None), "co_names", ())
+            begun = set(names) - {"NotImplementedError"}
+            raise WrongAnswerError(
+                "still has the line raise NotImplementedError: delete it" if begun else TO_BE_FILLED_IN
+            ) from None
         except (jax.errors.JAXTypeError, jax.errors.TracerArrayConversionError):
             raise
         except (Exception, SystemExit) as error:
@@ -134,19 +143,31 @@ def _guarded(function: Function, file: str) -> Function:
 
 
 def same(result: Any, expected: Any) -> bool:
-    """Return whether two trees of arrays agree to float32's accuracy; NaN equals NaN."""
+    """Return whether two trees of arrays agree: whole numbers exactly, others to float32's accuracy; NaN equals NaN."""
     if str(jax.tree.structure(result)) != str(jax.tree.structure(expected)):
         return False
     pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
-    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs)
+    return all(a.shape == b.shape and _close(a, b) for a, b in pairs)
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    accuracy = 0.0 if b.dtype == np.int64 else 1e-4
+    return np.allclose(a, b, rtol=accuracy, atol=accuracy, equal_nan=True)
 
 
 def numbers(result: Any) -> PyTree:
-    """Return a tree of float64 arrays."""
+    """Return a tree of arrays: int64 for whole numbers and truth values, float64 for others."""
     try:
-        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result)
+        return jax.tree.map(_array, result)
     except (TypeError, ValueError):
         raise WrongAnswerError(f"returns a {type(result).__name__} that holds no numbers") from None
+
+
+def _array(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, str):
+        raise TypeError
+    kind = np.asarray(leaf).dtype.kind
+    return np.asarray(leaf, np.int64 if kind in "biu" else np.float64)
 
 
 def attempt(mistake: Function, args: tuple) -> PyTree:
@@ -158,18 +179,42 @@ def attempt(mistake: Function, args: tuple) -> PyTree:
             return None
 
 
+def _wrong_shape(results: Sequence[Any], expected: Sequence[Any]) -> str | None:
+    """Describe the first result with another structure or shape."""
+    for result, right in zip(results, expected, strict=True):
+        if str(jax.tree.structure(result)) != str(jax.tree.structure(right)):
+            return f"returns {_outline(result)}, but {_outline(right)} is expected"
+        for place, a, b in _leaves(result, right):
+            if a.shape != b.shape:
+                return f"returns an array of shape {a.shape}{place}, but {b.shape} is expected"
+    return None
+
+
 def _difference(results: Sequence[Any], expected: Sequence[Any]) -> str:
-    """Describe the first case that differs: its structure, its shape, or its worst entry."""
+    """Describe the worst entry of the first case that differs; of several arrays, what the others are made of is last."""
     result, right = next(pair for pair in zip(results, expected, strict=True) if not same(*pair))
-    if str(jax.tree.structure(result)) != str(jax.tree.structure(right)):
-        return f"returns {_outline(result)}, but {_outline(right)} is expected"
-    a, b = next(pair for pair in zip(jax.tree.leaves(result), jax.tree.leaves(right), strict=True) if not same(*pair))
-    if a.shape != b.shape:
-        return f"returns an array of shape {a.shape}, but {b.shape} is expected"
+    place, a, b = [leaf for leaf in _leaves(result, right) if not same(*leaf[1:])][-1]
     if not np.isfinite(a).all():
-        return f"returns {'NaN' if np.isnan(a).any() else 'inf'} at {_index(~np.isfinite(a))}"
+        return f"returns {'NaN' if np.isnan(a).any() else 'inf'} at {_index(~np.isfinite(a))}{place}"
     at = np.unravel_index(np.argmax(np.abs(a - b)), a.shape)
-    return f"returns {a[at]:.4f} at {[int(i) for i in at]}, but {b[at]:.4f} is expected"
+    where = f" at {[int(i) for i in at]}" if at else ""
+    return f"returns {_entry(a[at])}{where}{place}, but {_entry(b[at])} is expected"
+
+
+def _leaves(result: Any, right: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Pair the arrays of two trees, each with its place in words."""
+    paths = jax.tree_util.tree_leaves_with_path(right)
+    return [(_place(path), a, b) for (path, b), a in zip(paths, jax.tree.leaves(result), strict=True)]
+
+
+def _place(path: tuple) -> str:
+    if len(path) == 1 and isinstance(path[0], jax.tree_util.SequenceKey):
+        return f" as its {_ORDINALS[path[0].idx]} result"
+    return f" as {'/'.join(str(getattr(key, 'key', key)) for key in path)}" if path else ""
+
+
+def _entry(number: Any) -> str:
+    return str(number) if number.dtype == np.int64 else f"{number:.4f}"
 
 
 def _index(where: Any) -> list[int]:

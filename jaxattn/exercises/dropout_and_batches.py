@@ -5,12 +5,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxattn.exercises.checking import Exercise, Function
-from jaxattn.exercises.numbers import attend, draw, tril
+from jaxattn.exercises.checking import Exercise, Function, Property
+from jaxattn.exercises.numbers import MIXED_UP, attend, draw, tril
 from jaxattn.exercises.properties import agrees, causal, differs
 
 _RATE = 0.2
 _ONES = np.ones((60, 50), np.float32)
+_FEW = _ONES[:8, :6]  # soon done by loops, too
 
 
 def _keys(seed: int = 0) -> Any:
@@ -18,10 +19,19 @@ def _keys(seed: int = 0) -> Any:
 
 
 def _rescaled(function: Function) -> str | None:
-    dropped = np.asarray(function(3 * _ONES, _RATE, _keys()), np.float64)
+    result = function(3 * _ONES, _RATE, _keys())
+    if isinstance(result, tuple):
+        return f"returns {len(result)} results: return the weights alone"
+    if np.asarray(result).dtype == bool:
+        return "returns which weights are kept: multiply this with the weights, and rescale"
+    dropped = np.asarray(result, np.float64)
     if dropped.shape != _ONES.shape:
         return f"returns an array of shape {dropped.shape}, but the weights have {_ONES.shape}"
+    if not np.isfinite(dropped).all():
+        return "gives NaN or inf: a dropped weight is 0 (−∞ is for scores, before the softmax)"
     kept = dropped[dropped != 0]
+    if kept.size in (0, dropped.size) and _drops_all_or_none(function):
+        return "drops all weights or none: draw for each entry, with weights.shape"
     if kept.size == 0:
         return "drops every weight"
     if np.allclose(dropped.sum(-1), 1, atol=1e-3):
@@ -31,7 +41,7 @@ def _rescaled(function: Function) -> str | None:
         return f"multiplies kept weights by different factors, such as {factors[0]} and {factors[-1]}"
     factor, share = float(factors[0]), kept.size / dropped.size
     if share == 1:
-        return "drops nothing"
+        return "drops nothing" + (", but rescales: x.at[i].set(y) returns a new array" if factor > 1 else "")
     if abs(factor - 1 / _RATE) < 1e-3 and abs(share - _RATE) < 0.05:
         return "takes rate for the share that is kept: it is the share that is dropped"
     known = {
@@ -52,8 +62,13 @@ def _rescaled(function: Function) -> str | None:
     return f"drops a share of {1 - share:.2f}, but the rate is {_RATE}"
 
 
+def _drops_all_or_none(function: Function) -> bool:
+    kept = [np.asarray(function(_FEW, 0.5, _keys(seed))) != 0 for seed in range(8)]
+    return {(k.all(), k.any()) for k in kept} == {(True, True), (False, False)}
+
+
 def _drops_entries_one_by_one(function: Function) -> str | None:
-    kept = np.asarray(function(_ONES, 0.5, _keys())) != 0
+    kept = np.asarray(function(_FEW, 0.5, _keys())) != 0
     for axis, word in ((0, "row"), (1, "column")):
         if (kept == kept.take([0], axis)).all():
             return f"drops the same entries in every {word}: draw for each entry, with weights.shape"
@@ -70,15 +85,15 @@ DROPOUT = Exercise(
         _drops_entries_one_by_one,
         differs(
             "drops the same entries with every key: draw with the key that is passed in",
-            lambda f: f(_ONES, 0.5, _keys(0)),
-            lambda f: f(_ONES, 0.5, _keys(1)),
+            lambda f: f(_FEW, 0.5, _keys(0)),
+            lambda f: f(_FEW, 0.5, _keys(1)),
         ),
         agrees(
             "drops other entries each time, although the key is the same: draw with jax.random and the key",
-            lambda f: f(_ONES, 0.5, _keys()),
-            lambda f: f(_ONES, 0.5, _keys()),
+            lambda f: f(_FEW, 0.5, _keys()),
+            lambda f: f(_FEW, 0.5, _keys()),
         ),
-        agrees("changes weights at a rate of 0", lambda f: f(_ONES, 0.0, _keys()), lambda f: _ONES),
+        agrees("changes weights at a rate of 0", lambda f: f(_FEW, 0.0, _keys()), lambda f: _FEW),
     ],
 )
 
@@ -100,6 +115,17 @@ def _twins(function: Function) -> Any:
     return np.asarray(function(x, *_BATCH[1:], 0.5, _keys()))
 
 
+def _rescales(rows: Function, values: np.ndarray) -> Property:
+    """The first token attends to itself alone: its context is its value, rescaled, or 0 where that is dropped."""
+
+    def holds(function: Function) -> str | None:
+        found = np.asarray(rows(function))
+        right = np.isclose(found, values / (1 - _RATE), atol=1e-3).all(-1) | (found == 0).all(-1)
+        return None if right.all() else "rescales the weights that dropout keeps by another factor than 1 / (1 - rate)"
+
+    return holds
+
+
 BATCHED = Exercise(
     name="batched_attention",
     cases=[(*_BATCH, 0.0, _keys())],
@@ -116,8 +142,11 @@ BATCHED = Exercise(
         ),
         "averages over the examples": lambda x, *a: np.mean([_one(e, *a[:3]) for e in x], 0),
         "lost the causal mask": lambda x, q, k, v, *_: np.stack([_one(e, q, k, v, mask=False) for e in x]),
+        "joins the examples along the tokens: stack them on an axis of their own": lambda x, *a: np.concatenate(
+            [_one(e, *a[:3]) for e in x]
+        ),
     },
-    properties=[
+    properties_once_right=[
         differs(
             "drops nothing, or the same with every key: pass on keys split from the one that came",
             lambda f: f(*_BATCH, 0.5, _keys(0)),
@@ -133,6 +162,7 @@ BATCHED = Exercise(
             lambda f: f(*_BATCH, 0.5, _keys(0)),
             lambda f: f(*_BATCH, 0.5, _keys(0)),
         ),
+        _rescales(lambda f: f(*_BATCH, _RATE, _keys())[:, 0], _BATCH[0][:, 0] @ _BATCH[3]),
     ],
 )
 
@@ -143,6 +173,11 @@ _EQUAL = [_HEADS[0], _HEADS[0]]
 
 def _outputs(x: Any, heads: Any) -> list[Any]:
     return [_one(x, *head) for head in heads]
+
+
+def _as_one_head(x: Any, heads: Any, *_: Any) -> Any:
+    wq, wk, wv = (np.concatenate(matrices, -1) for matrices in zip(*heads, strict=True))
+    return _one(x, wq, wk, wv)
 
 
 STACKED = Exercise(
@@ -172,9 +207,14 @@ STACKED = Exercise(
         "uses the first head every time": lambda x, h, *_: np.concatenate(_outputs(x, [h[0]] * len(h)), -1),
         "returns the first head only": lambda x, h, *_: _outputs(x, h)[0],
         "returns the last head only": lambda x, h, *_: _outputs(x, h)[-1],
+        "attends with one wide head: attend with each head on its own": _as_one_head,
+        **{
+            sentence: lambda x, h, *_, order=order: np.concatenate(_outputs(x, [[w[i] for i in order] for w in h]), -1)
+            for sentence, order in MIXED_UP.items()
+        },
     },
-    properties=[
-        causal(_TOKENS, _HEADS, 0.0, _keys()),
+    properties=[causal(_TOKENS, _HEADS, 0.0, _keys())],
+    properties_once_right=[
         differs(
             "drops nothing, or the same with every key: pass on keys split from the one that came",
             lambda f: f(_TOKENS, _HEADS, 0.5, _keys(0)),
@@ -184,6 +224,9 @@ STACKED = Exercise(
             "uses one key for all heads, so that all drop the same entries: split the key",
             lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, :4],
             lambda f: np.asarray(f(_TOKENS, _EQUAL, 0.5, _keys()))[:, 4:],
+        ),
+        _rescales(
+            lambda f: f(_TOKENS, _HEADS, _RATE, _keys())[0].reshape(3, 4), np.stack([_TOKENS[0] @ h[2] for h in _HEADS])
         ),
     ],
 )

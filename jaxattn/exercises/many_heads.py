@@ -1,13 +1,13 @@
 """What is checked in the last steps: parallel heads, the cache, and the book's exercises."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxattn.exercises.checking import Exercise, Function, WrongAnswerError
-from jaxattn.exercises.numbers import attend, draw, heads_of, joined, softmax, tril
+from jaxattn.exercises.checking import Exercise, Function, WrongAnswerError, numbers, same
+from jaxattn.exercises.numbers import MIXED_UP, attend, draw, heads_of, joined, softmax, tril
 from jaxattn.exercises.properties import causal
 from jaxattn.stages import MultiHeadAttention, MultiHeadAttentionWrapper, SelfAttention
 
@@ -58,6 +58,12 @@ def _with_any_fill(mask: Any, **options: Any) -> tuple[Function, ...]:
     return tuple(_variant(mask=mask, fill=fill, **options) for fill in (None, -1e30, -np.inf))
 
 
+def _takes_any_number_of_heads(function: Function) -> str | None:
+    args: Any = (*_PARALLEL[:-1], 4)
+    right = same(numbers(function(*args)), numbers(_parallel(*args)))
+    return None if right else "is right with 2 heads, but not with 4: use num_heads"
+
+
 PARALLEL = Exercise(
     name="parallel_heads",
     cases=[_PARALLEL],
@@ -67,6 +73,9 @@ PARALLEL = Exercise(
         "is scaled by the width of all heads: each head's dot products sum over D = H · D / H": _variant(scale=8**-0.5),
         "is scaled by the model's width d_in: each head's dot products sum over D": _variant(scale=6**-0.5),
         "divides by D, not by its root": _variant(scale=1 / 4),
+        "multiplies by √D: divide": _variant(scale=2.0),
+        "is scaled by the number of tokens": _variant(scale=5**-0.5),
+        "has no softmax": _variant(weigh=lambda s, mask: s * mask),
         "has no mask, and so leaks the future": _variant(mask=None),
         "has the mask inverted": _with_any_fill(mask=~_TRIL),
         "has the mask upside down (an upper triangle)": _variant(mask=_TRIL.T),
@@ -105,8 +114,16 @@ PARALLEL = Exercise(
         "attends with one wide head, scaled for a narrow one: split into heads first": lambda x, q, k, v, o, b, H: (
             _parallel(x, q, k, v, o, b, 1, scale=0.5)
         ),
+        "attends from head to head within a token: swap (T, H, D) to (H, T, D) first": _variant(
+            split=lambda array, H: array.reshape(len(array), H, -1), join=lambda c: c.reshape(len(c), -1), mask=None
+        ),
+        **{
+            sentence: lambda x, *a, order=order: _parallel(x, *(a[i] for i in order), *a[3:])
+            for sentence, order in MIXED_UP.items()
+        },
     },
     properties=[causal(*_PARALLEL)],
+    properties_once_right=[_takes_any_number_of_heads],
 )
 
 
@@ -120,7 +137,7 @@ def _from_cache(query: Any, keys: Any, values: Any, scale: float | None = None) 
     return softmax(keys @ query * (keys.shape[-1] ** -0.5 if scale is None else scale)) @ values
 
 
-_DECODE = draw(8, (6,), (3, 4), (3, 4), (6, 4), (6, 4), (6, 4))
+_DECODE = draw(8, (6,), (2, 4), (2, 4), (6, 4), (6, 4), (6, 4))
 _FIRST = (_DECODE[0], np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), *_DECODE[3:])
 
 
@@ -135,9 +152,27 @@ DECODE = Exercise(
     mistakes={
         "is not scaled: divide the scores by √d_out": functools.partial(_decode, scale=1.0),
         "is scaled by the model's width d_in": functools.partial(_decode, scale=6**-0.5),
-        "leaves the newest token out: add its key and value before it attends": _with_context(
-            lambda x, k, v, wq, *_: _from_cache(x @ wq, k, v) if len(k) else np.zeros(4)
+        "is scaled by the number of tokens": lambda x, k, *a: _decode(x, k, *a, scale=(len(k) + 1) ** -0.5),
+        "divides by d_out, not by its root": functools.partial(_decode, scale=1 / 4),
+        "has no softmax": _with_context(
+            lambda x, k, v, wq, wk, wv: np.vstack([k, x @ wk]) @ (x @ wq) / 2 @ np.vstack([v, x @ wv])
         ),
+        "gives every token the weight 1: softmax goes over the keys, not over an axis of length 1": _with_context(
+            lambda x, k, v, wq, wk, wv: v.sum(0) + x @ wv
+        ),
+        "attends to the first token alone: the newest may attend to all, so no mask is needed": _with_context(
+            lambda x, k, v, wq, wk, wv: np.vstack([v, x @ wv])[0]
+        ),
+        # To what is left at t = 0, there are three answers.
+        "leaves the newest token out: add its key and value before it attends": tuple(
+            _with_context(
+                lambda x, k, v, wq, wk, wv, alone=alone: _from_cache(x @ wq, k, v) if len(k) else alone(x @ wv)
+            )
+            for alone in (np.zeros_like, np.asarray, lambda value: np.full_like(value, np.nan))
+        ),
+        "leaves the cache as it was: JAX drops a write beyond an array's end, so append with "
+        "jnp.concatenate": lambda x, k, v, wq, *_: (_from_cache(x @ wq, k, v) if len(k) else np.zeros(4), k, v),
+        "drops the oldest token from the cache: it grows by one": lambda x, k, v, *w: _decode(x, k[1:], v[1:], *w),
         "returns the old cache: return the keys and values with the newest token's": lambda *a: (
             _decode(*a)[0],
             *a[1:3],
@@ -154,18 +189,20 @@ DECODE = Exercise(
             _decode(*a)[0],
             *(np.roll(array, 1, 0) for array in _decode(*a)[1:]),
         ),
-        "attends with the newest key in place of a query: project x with w_query": _with_context(
-            lambda x, k, v, wq, wk, wv: _decode(x, k, v, wk, wk, wv)[0]
-        ),
         "averages the keys: multiply the weights with the values": _with_context(
             lambda x, k, v, wq, wk, wv: _from_cache(x @ wq, *[_decode(x, k, v, wq, wk, wv)[1]] * 2)
         ),
         "has keys and values swapped in the results": lambda *a: tuple(_decode(*a)[i] for i in (0, 2, 1)),
+        "returns keys and values first: return context, keys, values": lambda *a: (*_decode(*a)[1:], _decode(*a)[0]),
         "returns the context alone: return context, keys, values": lambda *a: _decode(*a)[0],
         "returns the context as a row (1, d_out): it has the shape (d_out,)": lambda *a: (
             _decode(*a)[0][None],
             *_decode(*a)[1:],
         ),
+        **{
+            sentence: lambda x, k, v, *w, order=order: _decode(x, k, v, *(w[i] for i in order))
+            for sentence, order in MIXED_UP.items()
+        },
     },
 )
 
@@ -177,12 +214,16 @@ def _computes_the_same(function: Function) -> str | None:
     try:
         output = SelfAttention(2).apply({"params": function(linear)}, x)
     except Exception as error:
-        raise WrongAnswerError(
-            f"makes parameters that SelfAttention cannot use: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0].partition(" (http")[0]
+        raise WrongAnswerError(f"makes parameters that SelfAttention cannot use: {reason}") from error
     query, key, value = (x @ matrix.T for matrix in matrices)
     right = np.allclose(np.asarray(output), attend(query, key, value, scale=2**-0.5), atol=1e-4)
     return None if right else "gives a module with another output than the linear layers have"
+
+
+def _dictionaries(tree: Any) -> Any:
+    """Any mapping will do, such as Flax's FrozenDict."""
+    return {name: _dictionaries(each) for name, each in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 TRANSFER = Exercise(
@@ -200,8 +241,11 @@ TRANSFER = Exercise(
         "calls the matrices weight, as PyTorch does: their name is kernel": lambda linear: {
             name: {"weight": matrix.T} for name, matrix in linear.items()
         },
-        "has query and key swapped": lambda linear: {
-            name: {"kernel": linear[{"query": "key", "key": "query"}.get(name, name)].T} for name in linear
+        **{
+            f"has {one} and {other} swapped": lambda linear, swap={one: other, other: one}: {
+                name: {"kernel": linear[swap.get(name, name)].T} for name in linear
+            }
+            for one, other in (("query", "key"), ("key", "value"))
         },
         "has the level params, which apply adds: return what lies below it": lambda linear: {
             "params": {name: {"kernel": matrix.T} for name, matrix in linear.items()}
@@ -211,6 +255,7 @@ TRANSFER = Exercise(
         },
     },
     properties=[_computes_the_same],
+    observe=_dictionaries,
 )
 
 
@@ -225,13 +270,13 @@ def _fields(kind: Any) -> Callable[[Any], Any]:
                 raise WrongAnswerError(
                     f"has {name}={getattr(module, name)}, but a whole number is needed: divide with //"
                 )
-        return {"num_heads": module.num_heads, "features": module.features}
+        return _module(module.num_heads, module.features, module.use_bias)
 
     return observe
 
 
-def _module(num_heads: int, features: int) -> dict[str, int]:
-    return {"num_heads": num_heads, "features": features}
+def _module(num_heads: int, features: int, use_bias: bool = False) -> dict[str, int]:
+    return {"num_heads": num_heads, "features": features, "use_bias": use_bias}
 
 
 WRAPPER = Exercise(
@@ -270,6 +315,8 @@ PARAMETERS = Exercise(
         "leaves out the output projection's matrix": lambda: 3 * 768**2 + 768,
         "counts the query, key and value matrices as one": lambda: 2 * 768**2 + 768,
         "counts a bias for queries, keys and values, which this layer does not have": lambda: 4 * (768**2 + 768),
+        "counts biases of queries, keys and values in place of the output projection's": lambda: 4 * 768**2 + 3 * 768,
+        "counts each matrix once for each head: all heads together are 768 wide": lambda: 12 * (4 * 768**2 + 768),
         "counts each head's matrices as 768 wide: all heads together are": lambda: 12 * 4 * 768**2 + 768,
         "counts one head of width 64": lambda: 3 * 768 * 64,
     },

@@ -9,6 +9,15 @@ import numpy as np
 BOOK = json.loads(resources.files("jaxattn.guide").joinpath("book.json").read_text("utf-8"))
 X = np.array(BOOK["inputs"], np.float32)  # (6, 3): "Your journey starts with one step"
 
+# Which of w_query, w_key and w_value makes the queries, the keys and the values.
+MIXED_UP = {
+    "has queries and keys swapped: rows belong to queries, query @ key.T": (1, 0, 2),
+    "has keys and values swapped: queries are compared with keys, and values are averaged": (0, 2, 1),
+    "averages the keys: the values have a matrix of their own": (0, 1, 1),
+    "uses the queries as keys: w_key is a matrix of its own": (0, 0, 2),
+    "uses the keys as queries: w_query is a matrix of its own": (1, 1, 2),
+}
+
 
 def draw(seed: int, *shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
     """Return normal random numbers, far enough from 0 to tell mistakes apart."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxattn.exercises.checking import Exercise, Function
-from jaxattn.exercises.numbers import BOOK, X, attend, draw, softmax, tril, weights_of
+from jaxattn.exercises.numbers import BOOK, MIXED_UP, X, attend, draw, softmax, tril, weights_of
 from jaxattn.exercises.properties import finite_gradient, rows_sum_to_one
 
 (_SCORES,) = draw(1, (5, 5))
@@ -98,15 +98,13 @@ SELF_ATTENTION = Exercise(
         "multiplies by √d_out: divide": lambda *a: _projected(*a, scale=a[1].shape[-1] ** 0.5),
         "is scaled by the number of tokens": lambda x, *w: _projected(x, *w, scale=len(x) ** -0.5),
         "applies softmax over the queries: axis=-1 is that of the keys": lambda *a: _projected(*a, axis=-2),
-        "has queries and keys swapped: rows belong to queries, query @ key.T": lambda x, q, k, v: _projected(
-            x, k, q, v
-        ),
         "averages the tokens themselves: project them to values, x @ w_value": lambda x, q, k, v: (
             softmax((x @ q) @ (x @ k).T * k.shape[-1] ** -0.5) @ x
         ),
-        "averages the keys: the values have a matrix of their own": lambda x, q, k, v: _projected(x, q, k, k),
-        "uses the queries as keys: w_key is a matrix of its own": lambda x, q, k, v: _projected(x, q, q, v),
-        "uses the keys as queries: w_query is a matrix of its own": lambda x, q, k, v: _projected(x, k, k, v),
+        **{
+            sentence: lambda x, *w, order=order: _projected(x, *(w[i] for i in order))
+            for sentence, order in MIXED_UP.items()
+        },
         "returns the weights: multiply them with the values": lambda x, q, k, v: softmax(
             (x @ q) @ (x @ k).T * k.shape[-1] ** -0.5
         ),

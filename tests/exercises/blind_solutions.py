@@ -738,6 +738,527 @@ def masked_weights(scores, mask):
 # -> returns a list
 def causal_mask(T):
     return [[True] * (i + 1) for i in range(T)]
+
+# dropout: draws once for all weights
+# -> drops all weights or none: draw for each entry
+def dropout(weights, rate, key):
+    return jnp.where(jax.random.bernoulli(key, 1 - rate), weights / (1 - rate), 0)
+
+# dropout: drops to minus infinity
+# -> a dropped weight is 0
+def dropout(weights, rate, key):
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, weights.shape), weights / (1 - rate), -jnp.inf)
+
+# dropout: returns the mask
+# -> returns which weights are kept
+def dropout(weights, rate, key):
+    return jax.random.bernoulli(key, 1 - rate, weights.shape)
+
+# dropout: returns the mask, too
+# -> returns 2 results: return the weights alone
+def dropout(weights, rate, key):
+    m = jax.random.bernoulli(key, 1 - rate, weights.shape)
+    return weights * m / (1 - rate), m
+
+# dropout: loses what at[...].set returns
+# -> returns a new array
+def dropout(weights, rate, key):
+    weights.at[jax.random.bernoulli(key, rate, weights.shape)].set(0)
+    return weights / (1 - rate)
+
+# batched_attention: maps a single key
+# -> and split a key into one for each example
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return jax.vmap(causal_attention, in_axes=(0, None, None, None, None, 0))(x, w_query, w_key, w_value, rate, key)
+
+# batched_attention: forgets vmap
+# -> .T reverses all axes
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return causal_attention(x, w_query, w_key, w_value, rate, key)
+
+# batched_attention: concatenates the examples
+# -> joins the examples along the tokens
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return jnp.concatenate(
+        [causal_attention(e, w_query, w_key, w_value, rate, k) for e, k in zip(x, jax.random.split(key, len(x)))]
+    )
+
+# stacked_heads: concatenates the matrices
+# -> attends with one wide head
+def stacked_heads(x, heads, rate, key):
+    q = jnp.concatenate([h[0] for h in heads], axis=1)
+    k = jnp.concatenate([h[1] for h in heads], axis=1)
+    val = jnp.concatenate([h[2] for h in heads], axis=1)
+    return causal_attention(x, q, k, val, rate, key)
+
+# stacked_heads: takes w_key for w_query
+# -> has queries and keys swapped
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate(
+        [causal_attention(x, wk, wq, wv, rate, k) for (wq, wk, wv), k in zip(heads, keys)], axis=-1
+    )
+
+# stacked_heads: takes w_value for w_key
+# -> has keys and values swapped
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate(
+        [causal_attention(x, wq, wv, wk, rate, k) for (wq, wk, wv), k in zip(heads, keys)], axis=-1
+    )
+
+# stacked_heads: transposes at last
+# -> returns an array of shape (12, 5), but (5, 12) is expected
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate([causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)], axis=-1).T
+
+# stacked_heads: ends in a comma
+# -> returns ((5, 12),), but an array of shape (5, 12)
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return (jnp.concatenate([causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)], axis=-1),)
+
+# stacked_heads: passes all keys to each head
+# -> Give each call one of the keys
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, x.shape[0])
+    return jnp.concatenate([causal_attention(x, *h, rate, keys) for h in heads], axis=-1)
+
+# stacked_heads: leaves the template's line at the end
+# -> still has the line raise NotImplementedError
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    out = jnp.concatenate([causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)], axis=-1)
+    raise NotImplementedError  # your code here
+
+# stacked_heads: leaves the template's line at the start
+# -> still has the line raise NotImplementedError
+def stacked_heads(x, heads, rate, key):
+    raise NotImplementedError  # your code here
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate([causal_attention(x, *h, rate, k) for h, k in zip(heads, keys)], axis=-1)
+
+# stacked_heads: rescales once more
+# -> by another factor than 1 / (1 - rate)
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate([causal_attention(x, *h, rate, k) / (1 - rate) for h, k in zip(heads, keys)], axis=-1)
+
+# stacked_heads: swaps rate and key
+# -> look at the order of the arguments
+def stacked_heads(x, heads, rate, key):
+    keys = jax.random.split(key, len(heads))
+    return jnp.concatenate([causal_attention(x, *h, k, rate) for h, k in zip(heads, keys)], axis=-1)
+
+# stacked_heads: calls cat, as in PyTorch
+# -> Join arrays with jnp.concatenate
+def stacked_heads(x, heads, rate, key):
+    return jnp.cat(
+        [causal_attention(x, *h, rate, k) for h, k in zip(heads, jax.random.split(key, len(heads)))], dim=-1
+    )
+
+# stacked_heads: says dim, as in PyTorch
+# -> JAX says axis
+def stacked_heads(x, heads, rate, key):
+    return jnp.concatenate(
+        [causal_attention(x, *h, rate, k) for h, k in zip(heads, jax.random.split(key, len(heads)))], dim=-1
+    )
+
+# parallel_heads: divides by the root of the number of tokens
+# -> is scaled by the number of tokens
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (T**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: multiplies by the root
+# -> multiplies by √D
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (1 / W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: forgets softmax
+# -> has no softmax
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, 0)
+    w = s
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: takes w_key for w_query
+# -> has queries and keys swapped
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_key), split(w_query), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: takes w_key for w_value
+# -> averages the keys
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_key)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: writes 2 for num_heads
+# -> is right with 2 heads, but not with 4
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], 2, w_query.shape[1] // 2
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: adds an axis in front
+# -> returns an array of shape (1, 5, 7)
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return (j @ w_out + b_out)[None]
+
+# parallel_heads: returns the weights, too
+# -> returns ((5, 7), (2, 5, 5)), but an array of shape (5, 7)
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out, w
+
+# parallel_heads: transposes all axes of the keys
+# -> .T reverses all axes
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.T / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: forgets to swap tokens and heads
+# -> swap (T, H, D) to (H, T, D) first
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: attends over the heads
+# -> attends from head to head within a token
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(True, s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: divides with one slash
+# -> Divide with //
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] / num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# parallel_heads: calls transpose, as in PyTorch
+# -> Name all axes
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.transpose(1, 2) / W**0.5
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+
+# parallel_heads: calls view, as in PyTorch
+# -> Write x.reshape
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).view(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / W**0.5
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+
+# parallel_heads: calls masked_fill, as in PyTorch
+# -> Write jnp.where(mask
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / W**0.5
+    s = s.masked_fill(jnp.triu(jnp.ones((T, T), bool), 1), -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+
+# parallel_heads: calls size, as in PyTorch
+# -> Leave the () out
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.size(0), num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / W**0.5
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+
+# parallel_heads: takes softmax from jnp
+# -> jax.nn.softmax
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / W**0.5
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jnp.softmax(s)
+    o = w @ v
+    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+
+# parallel_heads: calls PyTorch itself
+# -> in place of PyTorch
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / W**0.5
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = torch.softmax(s, dim=-1)
+    o = w @ v
+    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+
+# decode_step: masks the newest token
+# -> leaves the newest token out
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = jnp.where(jnp.arange(len(ks)) < len(ks) - 1, ks @ q / jnp.sqrt(q.shape[-1]), -1e9)
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: takes the first row of the causal mask
+# -> attends to the first token alone
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = jnp.where(jnp.tril(jnp.ones((1, len(ks)), bool))[0], ks @ q / jnp.sqrt(q.shape[-1]), -1e9)
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: puts the newest key first
+# -> as its second result
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([(x @ w_key)[None], keys])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: returns the old values
+# -> as its third result
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, values
+
+# decode_step: returns the context last
+# -> returns keys and values first
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return ks, vs, c
+
+# decode_step: divides by the width
+# -> divides by d_out, not by its root
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / q.shape[-1]
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: forgets softmax
+# -> has no softmax
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = s
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: takes w_value for w_key
+# -> has keys and values swapped
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_value)[None]])
+    vs = jnp.concatenate([values, (x @ w_key)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: drops the oldest token
+# -> drops the oldest token from the cache
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.roll(keys, -1, 0).at[-1].set(x @ w_key)
+    vs = jnp.roll(values, -1, 0).at[-1].set(x @ w_value)
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: takes softmax over a single number
+# -> gives every token the weight 1
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s[:, None], axis=-1)[:, 0]
+    c = w @ vs
+    return c, ks, vs
+
+# decode_step: appends as to a list
+# -> Join arrays with jnp.concatenate
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    keys.append(x @ w_key)
+    values.append(x @ w_value)
+    return jax.nn.softmax(keys @ (x @ w_query)) @ values, keys, values
+
+# decode_step: appends a vector
+# -> Write v[None]
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, x @ w_key])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+
+# transfer: swaps key and value
+# -> has key and value swapped
+def transfer(linear):
+    return {
+        "query": {"kernel": linear["query"].T},
+        "key": {"kernel": linear["value"].T},
+        "value": {"kernel": linear["key"].T},
+    }
+
+# wrapper_of_width: names the wrong one
+# -> as features, but
+def wrapper_of_width(width, num_heads):
+    return jaxattn.MultiHeadAttentionWrapper(num_heads=width, features=num_heads)
+
+# gpt2_attention: adds biases
+# -> as use_bias, but 0 is expected
+def gpt2_attention():
+    return jaxattn.MultiHeadAttention(12, 768, use_bias=True)
+
+# gpt2_attention: makes one head
+# -> returns 1 as num_heads, but 12 is expected
+def gpt2_attention():
+    return jaxattn.MultiHeadAttention(1, 768)
+
+# number_of_parameters: counts a bias of one head
+# -> returns 2359360, but 2360064 is expected
+def number_of_parameters():
+    return 4 * 768 * 768 + 64
+
+# number_of_parameters: rounds
+# -> returns 2360000, but 2360064 is expected
+def number_of_parameters():
+    return 2_360_000
+
+# number_of_parameters: returns text
+# -> returns a str that holds no numbers
+def number_of_parameters():
+    return "2360064"
 """
 
 RIGHT = r"""
@@ -917,6 +1438,83 @@ def gpt2_attention():
 def number_of_parameters():
     shapes = jax.eval_shape(lambda: jaxattn.MultiHeadAttention(12, 768).init(jax.random.key(0), jnp.ones((1, 2, 768))))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+# dropout: loops over single weights
+def dropout(weights, rate, key):
+    rows = []
+    for row, k in zip(weights, jax.random.split(key, weights.shape[0])):
+        keep = jax.random.bernoulli(k, 1 - rate, row.shape)
+        rows.append(jnp.array([w / (1 - rate) if k else 0.0 for w, k in zip(row, keep)]))
+    return jnp.stack(rows)
+
+# batched_attention: jax.lax.map
+def batched_attention(x, w_query, w_key, w_value, rate, key):
+    return jax.lax.map(
+        lambda a: causal_attention(a[0], w_query, w_key, w_value, rate, a[1]), (x, jax.random.split(key, len(x)))
+    )
+
+# stacked_heads: the wrapper itself
+def stacked_heads(x, heads, rate, key):
+    import jaxattn
+    m = jaxattn.MultiHeadAttentionWrapper(len(heads), heads[0][0].shape[1], dropout_rate=rate)
+    p = m.init(jax.random.key(0), x)
+    leaves = {}
+    names = list(p["params"])
+    new = {
+        n: {"query": {"kernel": h[0]}, "key": {"kernel": h[1]}, "value": {"kernel": h[2]}}
+        for n, h in zip(names, heads)
+    }
+    return m.apply({"params": new}, x, deterministic=rate == 0, dropout_key=key)
+
+# parallel_heads: Flax
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    import flax.linen as nn
+    W = w_query.shape[1] // num_heads
+    dense = lambda w, b=None: (
+        lambda y: nn.Dense(w.shape[1], use_bias=b is not None).apply(
+            {"params": {"kernel": w} | ({} if b is None else {"bias": b})}, y
+        )
+    )
+    q, k, v = (dense(w)(x).reshape(len(x), num_heads, W) for w in (w_query, w_key, w_value))
+    o = nn.dot_product_attention(q, k, v, mask=jnp.tri(len(x), dtype=bool)[None])
+    return dense(w_out, b_out)(o.reshape(len(x), -1))
+
+# parallel_heads: the layer of Flax
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    import flax.linen as nn
+    F = w_query.shape[1]
+    m = nn.MultiHeadDotProductAttention(num_heads, qkv_features=F, out_features=w_out.shape[1], use_bias=True)
+    r = lambda w: {"kernel": w.reshape(x.shape[1], num_heads, -1), "bias": jnp.zeros((num_heads, F // num_heads))}
+    p = {
+        "query": r(w_query),
+        "key": r(w_key),
+        "value": r(w_value),
+        "out": {"kernel": w_out.reshape(num_heads, F // num_heads, -1), "bias": b_out},
+    }
+    return m.apply({"params": p}, x, mask=nn.make_causal_mask(jnp.ones(len(x)))[0])
+
+# decode_step: loops over single numbers
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    keys = jnp.array([*keys, x @ w_key])
+    values = jnp.array([*values, x @ w_value])
+    q = x @ w_query
+    s = [sum(a * b for a, b in zip(q, k)) / len(q) ** 0.5 for k in keys]
+    e = [jnp.exp(i - max(s)) for i in s]
+    return sum(i / sum(e) * v for i, v in zip(e, values)), keys, values
+
+# decode_step: the last row of all
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    q = jnp.tile(x @ w_query, (len(ks), 1))
+    s = q @ ks.T / jnp.sqrt(ks.shape[1])
+    s = jnp.where(jnp.tril(jnp.ones(s.shape, bool)), s, -jnp.inf)
+    return (jax.nn.softmax(s) @ vs)[-1], ks, vs
+
+# transfer: a FrozenDict
+def transfer(linear):
+    from flax.core import freeze
+    return freeze({n: {"kernel": m.T} for n, m in linear.items()})
 """
 
 

@@ -174,6 +174,12 @@ ANSWERS = [
         "return jax.vmap(causal_attention)(x, w_query, w_key, w_value, rate, key)",
         "Give None in in_axes to each argument that all examples share",
     ),
+    (
+        "batched_attention",
+        "return causal_attention(x, w_query, w_key, w_value, rate, key)",
+        "in line 22, called in line 30",
+    ),
+    ("decode_step", "return torch.cat([keys, x])", "Write it with jnp and jax.nn in place of PyTorch"),
     ("causal_mask", "m = jnp.zeros((T, T))\nm[0, 0] = 1\nreturn m", "item assignment. Make the array in one go"),
 ]
 
