@@ -170,6 +170,7 @@
       row.forEach((number, c) => {
         const [x, y] = transposed ? [c, r] : [r, c], text = numbers.format(number, size.digits ?? 4), hidden = !Number.isFinite(number) || (mask && !mask[x][y]);
         const cell = element("td", { role: "gridcell", tabindex: r + c ? "-1" : "0", "data-value": String(number), "data-place": name + "|" + whole(section, name, x, y).join(), "data-which": which, "data-row": choosing ? r : undefined }, size.digits === null ? "" : text);
+        if (text.length > (size.digits === 2 ? 4 : 7)) cell.classList.add("long");
         if (size.digits === null || hidden) cell.setAttribute("aria-label", (text || "nothing") + (hidden ? ", masked" : ""));
         if (hidden) cell.className = "masked";
         else if (kind !== "plain") [cell.style.backgroundColor, cell.style.color] = colours(number, kind, largest);

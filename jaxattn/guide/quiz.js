@@ -3,7 +3,7 @@
   const score = document.getElementById("quiz-score"), first = new Map();
   if (!score) return;
   const questions = document.querySelectorAll(".question");
-  const show = () => { score.textContent = `${[...first.values()].filter(Boolean).length} right at the first answer, of ${first.size} answered; ${questions.length - first.size} to go`; };
+  const show = () => { score.textContent = `Right at the first answer: ${[...first.values()].filter(Boolean).length} of ${first.size}; ${questions.length - first.size} to go`; };
   for (const question of questions) for (const answer of question.querySelectorAll(".answer")) {
     answer.addEventListener("toggle", () => {
       if (answer.open && !first.has(question)) first.set(question, answer.classList.contains("right"));

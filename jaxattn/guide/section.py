@@ -36,6 +36,7 @@ Rules, each the same in `rules.py`, where the tests evaluate it, and in `rules.j
     rotate        operands: vectors `(T, d)`, angles `(T, d / 2)`: pairs (i, i + d / 2) turned by their angle
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -182,15 +183,23 @@ def short(number: float) -> str:
 
 
 def largest_difference(first: Any, second: Any) -> Cell:
-    """Return the largest difference of two arrays, written out."""
+    """Return the largest difference of two arrays, written out.
+
+    Example:
+        >>> from jaxattn.guide.section import largest_difference
+        >>> largest_difference([0.25, 1 / 3], [0.25, 1 / 7])[:2]
+        ('0.19', '0.3333 − 0.1429')
+    """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     place = np.unravel_index(np.argmax(np.abs(first - second)), first.shape)
     low, high = sorted((float(first[place]), float(second[place])))
-    minus = f"({low!r})" if low < 0 else f"{low!r}"
+    # As many decimals as show the difference.
+    decimals = 4 if high == low else max(4, 3 - math.floor(math.log10(high - low)))
+    minus = f"({low:.{decimals}f})" if low < 0 else f"{low:.{decimals}f}"
     note = f"the entries at {tuple(map(int, place))}, where the arrays differ most"
     if 0 < high - low < 1e-5:
         note += ": float32 holds about seven digits, and another order of the steps rounds differently"
-    return Cell(short(high - low), f"{high!r} − {minus}", note)
+    return Cell(short(high - low), f"{high:.{decimals}f} − {minus}", note)
 
 
 def setting(**switches: Any) -> str:

@@ -128,6 +128,13 @@ def test_operands_lead_back_to_the_input(open_page, book_page):
     assert browser.find_element("css selector", "#causal .which .symbol").text == "Q"
 
 
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_no_number_of_a_matrix_is_cut_off(open_page, width, book_page):
+    browser = open_page(book_page, width)
+    cut = "return [...document.querySelectorAll('.matrix td')].filter((td) => td.scrollWidth > td.clientWidth).length"
+    assert browser.execute_script(cut) == 0
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_moves_while_stepping(open_page, width, book_page):
     browser = open_page(book_page, width)

@@ -38,8 +38,8 @@ def test_an_answer_is_explained_and_the_first_one_counts(open_page):
     score = browser.find_element("id", "quiz-score")
     right.find_element("tag name", "summary").click()
     assert right.text == "2\nRight. Counted."
-    assert score.text == "0 right at the first answer, of 1 answered; 1 to go"
+    assert score.text == "Right at the first answer: 0 of 1; 1 to go"
     questions[1].find_element("tag name", "summary").click()
     questions[1].find_element("css selector", ".answer summary").click()
     browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
-    assert score.text == "1 right at the first answer, of 2 answered; 0 to go"
+    assert score.text == "Right at the first answer: 1 of 2; 0 to go"
