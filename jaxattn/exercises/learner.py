@@ -15,7 +15,7 @@ from jaxattn.exercises.checking import check
 from jaxattn.exercises.errors import explain_error
 from jaxattn.exercises.expected import EXERCISES
 
-# For one file; the first one waits for the imports too.
+# For one file, and for the imports before the first.
 SECONDS, SECONDS_TO_START = 10, 30
 
 # Of each function: what is wrong with it, or None.
@@ -31,7 +31,8 @@ def check_files(directory: Path, chosen: Sequence[Step]) -> dict[int, Findings]:
             rest = chosen[len(findings) :]
             report.write_text("")
             ending = _run_until_done(directory, rest, report)
-            findings |= {int(number): found for number, found in map(json.loads, report.read_text().splitlines())}
+            lines = report.read_text().strip().splitlines()
+            findings |= {int(number): found for number, found in map(json.loads, lines)}
             if len(findings) < len(chosen):
                 step = chosen[len(findings)]
                 findings[step.number] = dict.fromkeys(step.functions, ending)
@@ -59,7 +60,8 @@ def _run_until_done(directory: Path, chosen: Sequence[Step], report: Path) -> st
 
 
 def main(directory: str, report: str, *numbers: str) -> None:
-    """Check some steps in this process, and append a line to the report for each."""
+    """Check some steps in this process, and append a line to the report for each; an empty one says that it began."""
+    Path(report).write_text("\n", "utf-8")
     for number in numbers:
         found = check_file(Path(directory), step_of(number))
         with open(report, "a", encoding="utf-8") as file:
