@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -142,8 +143,24 @@ def test_a_disk_that_fills_up_leaves_a_checkpoint_that_fewer_processes_resume(co
     assert Run(resumed, LAST).train().steps == last + 5
 
 
+def test_a_process_that_leaves_ends_those_that_notice_no_broken_connection():
+    """Within seconds, although it counts as silent only after a minute."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        place = f"localhost:{probe.getsockname()[1]}"
+    program = (
+        "import sys, time, jax; from jaxattn.training import devices, member; process = int(sys.argv[1]); "
+        f"devices.join_processes({place!r}, 2, process); jax.devices(); "
+        "member.leave(2) if process else time.sleep(300)"
+    )
+    command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+    processes = [subprocess.Popen([*command, str(i)], stdout=pipe, stderr=pipe, text=True) for i in range(2)]
+    assert processes[1].wait(120) == 2
+    assert ends_of(processes, timeout=40)[0][0] == -signal.SIGABRT
+
+
 def test_a_text_that_one_process_cannot_read_ends_all_in_one_sentence(config):
-    """The others are told within seconds, although nothing but the coordinator connects them yet."""
+    """Before anything but the coordinator connects them."""
     processes = start(3, options(config), more=["--text", "missing.txt"], special=2)
     processes[2].wait(120)
     assert_one_fails(ends_of(processes, timeout=40), 2, "missing.txt does not exist")
