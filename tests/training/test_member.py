@@ -28,6 +28,9 @@ def test_a_process_that_cannot_speak_any_more_is_spoken_for(monkeypatch, capfd, 
     """XLA aborts when the process that coordinates is gone; the system kills for lack of memory."""
     lines = [
         "[Gloo] Rank 1",
+        "E1129 21:32:36.166519   20597 coordination_service.cc:1520] Some timed out task names:",
+        "2",
+        "The tasks have crashed. Check the task logs for an earlier error",
         "F1125 15:38:34.705372   27410 client.h:80] Terminating process because the service detected fatal errors",
         "Additional GRPC error information from remote target",
         ":UNKNOWN:Error received from peer",
