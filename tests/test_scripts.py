@@ -49,6 +49,7 @@ def test_train_then_generate(text, tmp_path):
     assert texts[0].stdout.startswith("the ")
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_learn_says_so_and_exits_1(text):
     trained = run("train.py", "--text", text, *SMALL, "--steps", 2, "--learning-rate", 0)
     assert trained.returncode == 1

@@ -132,6 +132,7 @@ def test_it_runs_inside_shard_map_over_some_axes_of_a_mesh():
     assert finished.stdout.strip() == "done", finished.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_it_runs_inside_shard_map_where_some_inputs_are_everywhere_the_same():
     finished = on_eight_devices("""
         queries, keys, gradient = draw(8, 130, 4, 8), draw(1, 130, 2, 8), draw(8, 130, 4, 8)

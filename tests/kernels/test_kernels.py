@@ -147,6 +147,7 @@ def test_float64_is_kept(kernel):
         assert relative_error(attend(query, key, value), oracle.attend(query, key, value)[0]) < 1e-14
 
 
+@pytest.mark.slow
 def test_no_output_depends_on_a_later_input(attend):
     (x,) = draw(0, (70, 2, 4))
     for mask in (

@@ -61,6 +61,7 @@ def test_the_tokenizer_encodes_spelled_sentences():
         assert tokenizer.encode(spell(tokens)).ids == list(tokens[: length - 1])
 
 
+@pytest.mark.slow
 def test_the_report_equals_that_of_one_sentence_at_a_time():
     model = GPT(GPTConfig(len(vocabulary()), LONGEST, 2, 3, 12))
     params = model.init(jax.random.key(0), jnp.zeros(4, jnp.int32))["params"]

@@ -98,6 +98,7 @@ def test_signals_say_at_once_what_follows_save_the_run_and_leave_the_report_out(
     assert again.stdout.startswith(f"{tmp_path} is complete, all {steps} steps are done: "), again.stderr
 
 
+@pytest.mark.slow
 def test_without_a_directory_a_second_signal_ends_the_run_at_once(small):
     """The first one says so."""
     with start(*options(dataclasses.replace(small, steps=10**6, save_every=50))) as process:
@@ -145,6 +146,7 @@ def test_resuming_a_finished_run_repeats_its_report(small, tmp_path):
     assert again.tokens_per_second is None
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_to_more_steps_and_says_how_the_learning_rate_continues(small, tmp_path, capsys):
     config = dataclasses.replace(small, steps=5, save_every=5, out=str(tmp_path))
     Run(config).train()
@@ -344,7 +346,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     assert peaks[1] < peaks[0] + 64
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5, 2.5])
+@pytest.mark.parametrize("delay", [0.3, 1.5, pytest.param(2.5, marks=pytest.mark.slow)])
 def test_a_signal_before_training_starts_ends_it_in_one_sentence(small, delay):
     with start(*options(dataclasses.replace(small, steps=10**6))) as process:
         time.sleep(delay)

@@ -77,6 +77,7 @@ def test_examples_that_fill_up_a_batch_have_no_loss():
     np.testing.assert_array_equal(token_weights(Batch(BATCH.tokens, DOCUMENTS, is_real)), expected)
 
 
+@pytest.mark.slow
 def test_a_small_model_memorizes_a_batch():
     _, state, step = fresh(GPTConfig(256, 8, 2, 2, 32), steps=150)
     losses = []
