@@ -1,7 +1,8 @@
 """Wrong solutions, and right ones in unusual styles, written from the templates alone, without a look at the checker.
 
 An entry starts with a line `# function: what the learner did`. For a wrong one, the next line is `# -> ` and a part of
-the sentence that must answer it; that line was added once the checker had answered. Its code follows.
+the sentence that must answer it; that line was added once the checker had answered. Its code follows, or, as in a diff,
+the lines in which it differs from the right solution in `PLAIN`.
 """
 
 import re
@@ -15,6 +16,30 @@ class Blind(NamedTuple):
     did: str
     said: str
     code: str
+
+
+PLAIN = r"""# parallel_heads: step by step
+def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
+    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
+    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
+    q, k, v = split(w_query), split(w_key), split(w_value)
+    s = q @ k.swapaxes(1, 2) / (W**0.5)
+    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+    w = jax.nn.softmax(s, axis=-1)
+    o = w @ v
+    j = o.swapaxes(0, 1).reshape(T, H * W)
+    return j @ w_out + b_out
+
+# decode_step: step by step
+def decode_step(x, keys, values, w_query, w_key, w_value):
+    q = x @ w_query
+    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+    vs = jnp.concatenate([values, (x @ w_value)[None]])
+    s = ks @ q / jnp.sqrt(q.shape[-1])
+    w = jax.nn.softmax(s)
+    c = w @ vs
+    return c, ks, vs
+"""
 
 
 WRONG = r"""
@@ -867,171 +892,77 @@ def stacked_heads(x, heads, rate, key):
 
 # parallel_heads: divides by the root of the number of tokens
 # -> is scaled by the number of tokens
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (T**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    s = q @ k.swapaxes(1, 2) / (W**0.5)
++    s = q @ k.swapaxes(1, 2) / (T**0.5)
 
 # parallel_heads: multiplies by the root
 # -> multiplies by √D
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (1 / W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    s = q @ k.swapaxes(1, 2) / (W**0.5)
++    s = q @ k.swapaxes(1, 2) / (1 / W**0.5)
 
 # parallel_heads: forgets softmax
 # -> has no softmax
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, 0)
-    w = s
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
+-    w = jax.nn.softmax(s, axis=-1)
++    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, 0)
++    w = s
 
 # parallel_heads: takes w_key for w_query
 # -> has queries and keys swapped
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_key), split(w_query), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    q, k, v = split(w_query), split(w_key), split(w_value)
++    q, k, v = split(w_key), split(w_query), split(w_value)
 
 # parallel_heads: takes w_key for w_value
 # -> averages the keys
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_key)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    q, k, v = split(w_query), split(w_key), split(w_value)
++    q, k, v = split(w_query), split(w_key), split(w_key)
 
 # parallel_heads: writes 2 for num_heads
 # -> is right with 2 heads, but not with 4
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], 2, w_query.shape[1] // 2
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
++    T, H, W = x.shape[0], 2, w_query.shape[1] // 2
 
 # parallel_heads: adds an axis in front
 # -> returns an array of shape (1, 5, 7)
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return (j @ w_out + b_out)[None]
+-    return j @ w_out + b_out
++    return (j @ w_out + b_out)[None]
 
 # parallel_heads: returns the weights, too
 # -> returns ((5, 7), (2, 5, 5)), but an array of shape (5, 7)
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out, w
+-    return j @ w_out + b_out
++    return j @ w_out + b_out, w
 
 # parallel_heads: transposes all axes of the keys
 # -> .T reverses all axes
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.T / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    s = q @ k.swapaxes(1, 2) / (W**0.5)
++    s = q @ k.T / (W**0.5)
 
 # parallel_heads: forgets to swap tokens and heads
 # -> swap (T, H, D) to (H, T, D) first
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
++    split = lambda w: (x @ w).reshape(T, H, W)
 
 # parallel_heads: attends over the heads
 # -> attends from head to head within a token
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(True, s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.reshape(T, H * W)
-    return j @ w_out + b_out
+-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
++    split = lambda w: (x @ w).reshape(T, H, W)
+-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
++    s = jnp.where(True, s, -jnp.inf)
+-    j = o.swapaxes(0, 1).reshape(T, H * W)
++    j = o.reshape(T, H * W)
 
 # parallel_heads: divides with one slash
 # -> Divide with //
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] / num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.swapaxes(1, 2) / (W**0.5)
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    j = o.swapaxes(0, 1).reshape(T, H * W)
-    return j @ w_out + b_out
+-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
++    T, H, W = x.shape[0], num_heads, w_query.shape[1] / num_heads
 
 # parallel_heads: calls transpose, as in PyTorch
 # -> Name all axes
-def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
-    T, H, W = x.shape[0], num_heads, w_query.shape[1] // num_heads
-    split = lambda w: (x @ w).reshape(T, H, W).swapaxes(0, 1)
-    q, k, v = split(w_query), split(w_key), split(w_value)
-    s = q @ k.transpose(1, 2) / W**0.5
-    s = jnp.where(jnp.tril(jnp.ones((T, T), bool)), s, -jnp.inf)
-    w = jax.nn.softmax(s, axis=-1)
-    o = w @ v
-    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
+-    s = q @ k.swapaxes(1, 2) / (W**0.5)
++    s = q @ k.transpose(1, 2) / W**0.5
+-    j = o.swapaxes(0, 1).reshape(T, H * W)
+-    return j @ w_out + b_out
++    return o.swapaxes(0, 1).reshape(T, H * W) @ w_out + b_out
 
 # parallel_heads: calls view, as in PyTorch
 # -> Write x.reshape
@@ -1095,113 +1026,57 @@ def parallel_heads(x, w_query, w_key, w_value, w_out, b_out, num_heads):
 
 # decode_step: masks the newest token
 # -> leaves the newest token out
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = jnp.where(jnp.arange(len(ks)) < len(ks) - 1, ks @ q / jnp.sqrt(q.shape[-1]), -1e9)
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    s = ks @ q / jnp.sqrt(q.shape[-1])
++    s = jnp.where(jnp.arange(len(ks)) < len(ks) - 1, ks @ q / jnp.sqrt(q.shape[-1]), -1e9)
 
 # decode_step: takes the first row of the causal mask
 # -> attends to the first token alone
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = jnp.where(jnp.tril(jnp.ones((1, len(ks)), bool))[0], ks @ q / jnp.sqrt(q.shape[-1]), -1e9)
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    s = ks @ q / jnp.sqrt(q.shape[-1])
++    s = jnp.where(jnp.tril(jnp.ones((1, len(ks)), bool))[0], ks @ q / jnp.sqrt(q.shape[-1]), -1e9)
 
 # decode_step: puts the newest key first
 # -> as its second result
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([(x @ w_key)[None], keys])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
++    ks = jnp.concatenate([(x @ w_key)[None], keys])
 
 # decode_step: returns the old values
 # -> as its third result
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, values
+-    return c, ks, vs
++    return c, ks, values
 
 # decode_step: returns the context last
 # -> returns keys and values first
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return ks, vs, c
+-    return c, ks, vs
++    return ks, vs, c
 
 # decode_step: divides by the width
 # -> divides by d_out, not by its root
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / q.shape[-1]
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    s = ks @ q / jnp.sqrt(q.shape[-1])
++    s = ks @ q / q.shape[-1]
 
 # decode_step: forgets softmax
 # -> has no softmax
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = s
-    c = w @ vs
-    return c, ks, vs
+-    w = jax.nn.softmax(s)
++    w = s
 
 # decode_step: takes w_value for w_key
 # -> has keys and values swapped
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_value)[None]])
-    vs = jnp.concatenate([values, (x @ w_key)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+-    vs = jnp.concatenate([values, (x @ w_value)[None]])
++    ks = jnp.concatenate([keys, (x @ w_value)[None]])
++    vs = jnp.concatenate([values, (x @ w_key)[None]])
 
 # decode_step: drops the oldest token
 # -> drops the oldest token from the cache
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.roll(keys, -1, 0).at[-1].set(x @ w_key)
-    vs = jnp.roll(values, -1, 0).at[-1].set(x @ w_value)
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
+-    vs = jnp.concatenate([values, (x @ w_value)[None]])
++    ks = jnp.roll(keys, -1, 0).at[-1].set(x @ w_key)
++    vs = jnp.roll(values, -1, 0).at[-1].set(x @ w_value)
 
 # decode_step: takes softmax over a single number
 # -> gives every token the weight 1
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s[:, None], axis=-1)[:, 0]
-    c = w @ vs
-    return c, ks, vs
+-    w = jax.nn.softmax(s)
++    w = jax.nn.softmax(s[:, None], axis=-1)[:, 0]
 
 # decode_step: appends as to a list
 # -> Join arrays with jnp.concatenate
@@ -1212,14 +1087,8 @@ def decode_step(x, keys, values, w_query, w_key, w_value):
 
 # decode_step: appends a vector
 # -> Write v[None]
-def decode_step(x, keys, values, w_query, w_key, w_value):
-    q = x @ w_query
-    ks = jnp.concatenate([keys, x @ w_key])
-    vs = jnp.concatenate([values, (x @ w_value)[None]])
-    s = ks @ q / jnp.sqrt(q.shape[-1])
-    w = jax.nn.softmax(s)
-    c = w @ vs
-    return c, ks, vs
+-    ks = jnp.concatenate([keys, (x @ w_key)[None]])
++    ks = jnp.concatenate([keys, x @ w_key])
 
 # transfer: swaps key and value
 # -> has key and value swapped
@@ -1521,4 +1390,16 @@ def transfer(linear):
 def solutions(text: str) -> list[Blind]:
     """Split one of the texts above into its solutions."""
     parts = re.findall(r"^# (\w+): (.*)\n(?:# -> (.*)\n)?((?:.*\n)+?)(?=^# \w+: |\Z)", text, re.MULTILINE)
-    return [Blind(*part) for part in parts]
+    return [Blind(name, did, said, written_out(name, code)) for name, did, said, code in parts]
+
+
+def written_out(name: str, code: str) -> str:
+    """Return the code whole: where it is a diff, apply it to the right solution in `PLAIN`."""
+    if not code.startswith("-"):
+        return code
+    (whole,) = [blind.code for blind in solutions(PLAIN) if blind.name == name]
+    for removed, added in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)*)", code, re.MULTILINE):
+        before, after = (re.sub("^.", "", lines, flags=re.MULTILINE) for lines in (removed, added))
+        assert whole.count(before) == 1, before
+        whole = whole.replace(before, after)
+    return whole

@@ -4,7 +4,7 @@ import pytest
 
 from jaxattn.exercises.catalog import steps
 from jaxattn.exercises.learner import check_functions
-from tests.exercises.blind_solutions import RIGHT, WRONG, Blind, solutions
+from tests.exercises.blind_solutions import PLAIN, RIGHT, WRONG, Blind, solutions
 
 # Many small functions that each compile something.
 pytestmark = pytest.mark.slow
@@ -30,6 +30,6 @@ def test_what_a_learner_did_wrong_is_said(blind):
     assert blind.said in (finding(blind) or "nothing")
 
 
-@pytest.mark.parametrize("blind", solutions(RIGHT), ids=title)
+@pytest.mark.parametrize("blind", solutions(PLAIN) + solutions(RIGHT), ids=title)
 def test_a_right_solution_passes_however_it_is_written(blind):
     assert finding(blind) is None
