@@ -6,7 +6,6 @@ import re
 import resource
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import SCRIPT, on_devices, options, records_of, wait_for_step
+from programs import SCRIPT, free_place, on_devices, options, records_of, wait_for_step
 
 from jaxattn.training.config import TrainConfig
 from jaxattn.training.directory import saved_config, saved_steps
@@ -39,10 +38,7 @@ def config(tmp_path):
 
 def start(number, arguments, prefix="", environment=None, more=(), special=1):
     """Start processes that train together; prefix, environment and more arguments are for one of them alone."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        place = f"localhost:{probe.getsockname()[1]}"
-    processes = []
+    place, processes = free_place(), []
     for process in range(number):
         together = ["--coordinator", place, "--processes", number, "--process", process, *more * (process == special)]
         command = shlex.join([sys.executable, "-u", str(SCRIPT), *map(str, [*arguments, *together])])
@@ -145,12 +141,9 @@ def test_a_disk_that_fills_up_leaves_a_checkpoint_that_fewer_processes_resume(co
 
 def test_a_process_that_leaves_ends_those_that_notice_no_broken_connection():
     """Within seconds, although it counts as silent only after a minute."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        place = f"localhost:{probe.getsockname()[1]}"
     program = (
         "import sys, time, jax; from jaxattn.training import devices, member; process = int(sys.argv[1]); "
-        f"devices.join_processes({place!r}, 2, process); jax.devices(); "
+        f"devices.join_processes({free_place()!r}, 2, process); jax.devices(); "
         "member.leave(2) if process else time.sleep(300)"
     )
     command, pipe = [sys.executable, "-c", program], subprocess.PIPE

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +17,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from programs import SCRIPT, on_devices, options, records_of, wait_for_step
+from cases import and_slowly
+from programs import SCRIPT, free_place, on_devices, options, records_of, wait_for_step
 
 from jaxattn.training.command import train
 from jaxattn.training.config import TrainConfig
@@ -297,10 +297,7 @@ def test_eight_devices_give_the_losses_of_one(text):
 @pytest.mark.slow
 def test_two_processes_train_together_and_one_resumes(small, tmp_path):
     config = dataclasses.replace(small, mesh="", dropout=0.0, steps=10**6, out=str(tmp_path / "two"))
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        place = f"localhost:{probe.getsockname()[1]}"
-    together = ["--coordinator", place, "--processes", 2, "--process"]
+    together = ["--coordinator", free_place(), "--processes", 2, "--process"]
     with start(*options(config), *together, 0) as first, start(*options(config), *together, 1) as second:
         wait_for_step(config.out, 8, first)
         second.send_signal(signal.SIGTERM)  # one receives it, both stop
@@ -346,7 +343,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
     assert peaks[1] < peaks[0] + 64
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5, pytest.param(2.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("delay", [0.3, 1.5, *and_slowly(2.5)])
 def test_a_signal_before_training_starts_ends_it_in_one_sentence(small, delay):
     with start(*options(dataclasses.replace(small, steps=10**6))) as process:
         time.sleep(delay)
