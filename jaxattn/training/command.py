@@ -23,9 +23,9 @@ from jaxattn.training.run import Run
 
 DESCRIPTION = """\
 Train a small GPT on text, and watch its loss on held-out text fall. Without options it trains on the source of
-Python's standard library, about a minute on two cores of a CPU, on all cores, GPUs or TPUs that JAX finds. With --out
-DIR the run is saved as it goes: Ctrl-C or SIGTERM saves and ends it, and --resume continues it from where it was,
-whatever stopped it, with exactly the same losses."""
+Python's standard library, one to two minutes on two cores of a CPU, on all cores, GPUs or TPUs that JAX finds.
+With --out DIR the run is saved as it goes: Ctrl-C or SIGTERM saves and ends it, and --resume continues it from
+where it was, whatever stopped it, with exactly the same losses."""
 
 EXAMPLES = (
     ("jaxattn train --out runs/first", "train with the defaults, and save the model, its curve and its samples"),
