@@ -14,7 +14,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxattn.checks import known
-from jaxattn.models.gpt import GPT, check_vocabulary, token_ids
+from jaxattn.models.gpt import GPT
+from jaxattn.models.inputs import check_vocabulary, token_ids
 from jaxattn.models.llama import Llama
 from jaxattn.models.sampling import Sampling, sample
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from jaxattn.checks import wide_type
 from jaxattn.layer import AttentionLayer
 from jaxattn.masks import Causal, SlidingWindow
-from jaxattn.models.gpt import checked_tokens
+from jaxattn.models.inputs import checked_tokens
 from jaxattn.rotary import Rotary
 
 

@@ -14,15 +14,8 @@ from jaxtyping import Float, Int
 from jaxattn.checks import wide_type
 from jaxattn.masks import Segments
 from jaxattn.models import generation
-from jaxattn.models.gpt import (
-    GPTConfig,
-    check_order,
-    checked_tokens,
-    document_starts,
-    drop,
-    number_runs,
-    position_vectors,
-)
+from jaxattn.models.gpt import GPTConfig, check_order, drop
+from jaxattn.models.inputs import checked_tokens, document_starts, number_runs, position_vectors
 from jaxattn.nnx.attention import MultiHeadAttention
 from jaxattn.nnx.base import DroppingModule, Keys, nnx_storage
 from jaxattn.ring import Ring
