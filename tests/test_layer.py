@@ -295,6 +295,7 @@ def test_rotary_scores_depend_on_distances_alone():
         ({"mask": None, "cache_length": 9}, {"context": jnp.ones((2, 3, 4)), "decode": True}, "exclude each other"),
         ({"rotary_base": 10.0}, {"positions": jnp.arange(4)}, r"positions has shape \(4,\)"),
         ({"features": 6, "rotary_base": 10.0}, {}, "the width 3 is odd"),
+        ({"implementation": "blockwise"}, {"return_weights": True}, "implementation='blockwise'.*weights"),
         ({"position_bias": "t5"}, {}, "position_bias='t5' must be None, 'alibi' or RelativeBias"),
     ],
 )

@@ -103,16 +103,21 @@ def test_parameters_begin_as_the_fields_say_and_have_their_type():
                 assert (leaf == begins[path[-1].key]).all(), path
 
 
-def test_each_parameter_of_latent_attention_can_have_an_initializer_of_its_own():
-    fields = {"latent_width": 6, "head_width": 4, "rotary_width": 2, "query_width": 5, "use_bias": True}
-    shapes = jax.eval_shape(LatentAttention(3, 7, **fields).init, jax.random.key(0), X)["params"]
-    paths = ["/".join(step.key for step in path) for path, _ in jax.tree.leaves_with_path(shapes)]
-    fields["initializers"] = {path: jax.nn.initializers.constant(n) for n, path in enumerate(paths)}
-    ours = jax.jit(LatentAttention(3, 7, **fields).init)(jax.random.key(0), X)["params"]
-    theirs = nnx.to_pure_dict(nnx.state(NNXLatentAttention(3, 6, 7, **fields, rngs=nnx.Rngs(0)), nnx.Param))
-    for params in (ours, theirs):
-        for n, leaf in enumerate(jax.tree.leaves(params)):
-            assert (leaf == n).all(), paths[n]
+def test_each_parameter_can_have_an_initializer_of_its_own():
+    heads = {"use_bias": True, "normalize_heads": "rms", "use_sinks": True, "position_bias": RelativeBias(8, 12)}
+    latents = {"latent_width": 6, "head_width": 4, "rotary_width": 2, "query_width": 5, "use_bias": True}
+    for linen, nnx_class, fields in (
+        (AttentionLayer, MultiHeadAttention, heads),
+        (LatentAttention, NNXLatentAttention, latents),
+    ):
+        shapes = jax.eval_shape(linen(4, 8, **fields).init, jax.random.key(0), X)["params"]
+        paths = ["/".join(step.key for step in path) for path, _ in jax.tree.leaves_with_path(shapes)]
+        own = fields | {"initializers": {path: jax.nn.initializers.constant(n) for n, path in enumerate(paths)}}
+        ours = jax.jit(linen(4, 8, **own).init)(jax.random.key(0), X)["params"]
+        theirs = nnx.to_pure_dict(nnx.state(nnx_class(4, 6, 8, **own, rngs=nnx.Rngs(0)), nnx.Param))
+        for params in (ours, theirs):
+            for n, leaf in enumerate(jax.tree.leaves(params)):
+                assert (leaf == n).all(), paths[n]
 
 
 def test_nnx_captures_the_steps_that_linen_sows():
