@@ -307,6 +307,13 @@ def test_bad_input_is_named(options, call, words):
         layer.apply(params, x, **call)
 
 
+@pytest.mark.parametrize("path", ["query/bias", "out/bias", "key_norm/scale", "sinks", "relative_bias"])
+def test_an_initializer_of_a_parameter_that_the_layer_lacks_is_named(path):
+    layer = AttentionLayer(2, 8, use_out_bias=False, initializers={path: nn.initializers.ones})
+    with pytest.raises(ValueError, match=rf"initializers has \['{path}'\], but the parameters of this layer are"):
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((3, 4)))
+
+
 def test_flaxs_layer_with_the_same_weights_agrees():
     (x,) = draw(0, (2, 7, 6))
     from jaxattn.models.convert import from_linen

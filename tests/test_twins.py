@@ -92,15 +92,17 @@ def test_parameters_begin_as_the_fields_say_and_have_their_type():
     heads = fields | {"normalize_heads": "rms", "use_sinks": True, "position_bias": RelativeBias(8, 12)}
     latents = fields | {"latent_width": 6, "head_width": 4, "rotary_width": 2, "query_width": 5}
     begins = {"kernel": 2, "bias": 3, "scale": 1, "sinks": 0, "relative_bias": 0}
-    for linen, theirs in (
-        (AttentionLayer(4, 8, **heads), MultiHeadAttention(4, 6, 8, **heads, rngs=nnx.Rngs(0))),
-        (LatentAttention(3, 7, **latents), NNXLatentAttention(3, 6, 7, **latents, rngs=nnx.Rngs(0))),
+    gemma = heads | {"normalize_heads": "rms_plus_one"}
+    for linen, theirs, expected in (
+        (AttentionLayer(4, 8, **heads), MultiHeadAttention(4, 6, 8, **heads, rngs=nnx.Rngs(0)), begins),
+        (AttentionLayer(4, 8, **gemma), MultiHeadAttention(4, 6, 8, **gemma, rngs=nnx.Rngs(0)), begins | {"scale": 0}),
+        (LatentAttention(3, 7, **latents), NNXLatentAttention(3, 6, 7, **latents, rngs=nnx.Rngs(0)), begins),
     ):
         ours = jax.jit(linen.init)(jax.random.key(0), X)["params"]
         for params in (ours, nnx.to_pure_dict(nnx.state(theirs, nnx.Param))):
             for path, leaf in jax.tree.leaves_with_path(params):
                 assert leaf.dtype == jnp.float16, path
-                assert (leaf == begins[path[-1].key]).all(), path
+                assert (leaf == expected[path[-1].key]).all(), path
 
 
 def test_each_parameter_can_have_an_initializer_of_its_own():
