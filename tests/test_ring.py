@@ -46,10 +46,19 @@ def test_a_layer_with_a_ring_gives_the_numbers_of_one_without(mask):
     chex.assert_trees_all_close(run(ring), run(alone), atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{"return_weights": True}, {"decode": True, "mutable": ["cache"]}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"return_weights": True},
+        {"decode": True, "mutable": ["cache"]},
+        {"context": jnp.ones((2, 4, 8)), "keep_context": True, "mutable": ["cache"]},
+        {"mutable": ["intermediates"]},
+    ],
+    ids=lambda options: ", ".join(options),
+)
 def test_a_layer_with_a_ring_says_what_it_cannot_do(options):
     (x,) = draw(0, (2, 6, 8))
-    layer = AttentionLayer(2, 8, cache_length=6)
+    layer = AttentionLayer(2, 8, mask=None, cache_length=6)
     variables = layer.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="write ring=None"):
         layer.clone(ring=Ring(MESH, "tokens")).apply(variables, x, **options)
