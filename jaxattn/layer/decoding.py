@@ -60,13 +60,18 @@ def extend(
         keys, values, filled = cache.joined(key, value, lengths)
         extended = cache if storage.is_empty else cache.advanced(keys, values, T, lengths)
         room = keys.shape[-3] - T
-        rolling = Earlier(keys, values, SlidingWindow(layer.mask.size, room) & filled, room, extended.is_whole)
         storage.write(**extended._asdict())
-        return rolling
+        return Earlier(
+            key=keys,
+            value=values,
+            mask=SlidingWindow(layer.mask.size, room) & filled,
+            offset=room,
+            is_whole=extended.is_whole,
+        )
     grown = cache if storage.is_empty else cache.append(key, value, lengths)
     storage.write(**grown._asdict())
     combined = decoding_mask(layer.mask, mask, cache.length, T, None if lengths is None else grown.length)
-    return Earlier(grown.key, grown.value, combined, cache.length, grown.is_whole)
+    return Earlier(key=grown.key, value=grown.value, mask=combined, offset=cache.length, is_whole=grown.is_whole)
 
 
 def decoding_mask(own: Mask | None, mask: Any, cached: Array, T: int, filled: Array | None) -> Mask:

@@ -99,7 +99,15 @@ class LatentAttention(nn.Module):
     ) -> Output:
         check_initializers(self, latent_paths(self))
         dropout_key = choose_dropout_key(self, self.dropout_rate, deterministic, dropout_key)
-        call = Call(dropout_key, return_weights, None, mask, positions, decode, lengths)
+        call = Call(
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+            context=None,
+            mask=mask,
+            positions=positions,
+            decode=decode,
+            lengths=lengths,
+        )
         face = Face(self._project, self._normalize, self._parameter, linen_storage(self))
         return latent_forward(self, face, x, call)
 

@@ -146,7 +146,16 @@ class AttentionLayer(nn.Module):
     ) -> Output:
         check_initializers(self, parameter_paths(self))
         dropout_key = choose_dropout_key(self, self.dropout_rate, deterministic, dropout_key)
-        call = Call(dropout_key, return_weights, context, mask, positions, decode, lengths, keep_context)
+        call = Call(
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+            context=context,
+            mask=mask,
+            positions=positions,
+            decode=decode,
+            lengths=lengths,
+            keep_context=keep_context,
+        )
         return forward(self, self._face(), x, call)
 
     def _face(self) -> Face:

@@ -119,7 +119,16 @@ class MultiHeadAttention(DroppingModule):
     ) -> Output:
         """Attend."""
         dropout_key = self._dropout_key(deterministic, rngs)
-        call = Call(dropout_key, return_weights, context, mask, positions, decode, lengths, keep_context)
+        call = Call(
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+            context=context,
+            mask=mask,
+            positions=positions,
+            decode=decode,
+            lengths=lengths,
+            keep_context=keep_context,
+        )
         face = Face(self._project, self._normalize, self._parameter, nnx_storage(self), steps_sower(self))
         return forward(self, face, x, call)
 

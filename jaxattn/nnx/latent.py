@@ -88,7 +88,15 @@ class LatentAttention(DroppingModule):
     ) -> Output:
         """Attend."""
         dropout_key = self._dropout_key(deterministic, rngs)
-        call = Call(dropout_key, return_weights, None, mask, positions, decode, lengths)
+        call = Call(
+            dropout_key=dropout_key,
+            return_weights=return_weights,
+            context=None,
+            mask=mask,
+            positions=positions,
+            decode=decode,
+            lengths=lengths,
+        )
         face = Face(self._apply, self._apply, self._kernel, nnx_storage(self))
         return latent_forward(self, face, x, call)
 
