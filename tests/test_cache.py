@@ -1,6 +1,7 @@
 """The KV cache of the layer: with it the same numbers as without, and never those of padding or of missing tokens."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -212,8 +213,46 @@ def test_a_kept_context_gives_the_numbers_of_the_context_without_it():
         layer.apply(variables, x, context=context, keep_context=True)
 
 
+CACHES = [{"cache_length": 9}, {"rolling_cache": True, "mask": masks.SlidingWindow(3)}]
+
+
+@pytest.mark.parametrize("options", CACHES)
+def test_a_chunk_without_real_tokens_leaves_a_cache_as_it_was(options):
+    (x,) = draw(0, (2, 5, 4))
+    layer = AttentionLayer(2, 8, **options)
+    variables = layer.init(jax.random.key(0), x)
+    decode = functools.partial(layer.apply, decode=True, mutable=["cache"])
+    _, before = decode(variables, x[:, :3], lengths=jnp.array([3, 0]))
+    _, after = decode(variables | before, x[:, 3:], lengths=jnp.array([0, 0]))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_cache_is_gathered_by_example(axis):
+    cache = {"layer": {"key": np.arange(36).reshape(3, 3, 4), "length": np.arange(9).reshape(3, 3)}}
+    order = [2, 0, 0, 1]
+    expected = jax.tree.map(lambda leaf: leaf[order] if axis == 0 else leaf[:, order], cache)
+    jax.tree.map(np.testing.assert_array_equal, reorder_cache(cache, jnp.array(order), axis), expected)
+
+
+@pytest.mark.parametrize(
+    ("cache", "indices", "words"),
+    [
+        (jnp.ones((3, 2)), [3], "from 0 to 2"),
+        (jnp.ones((3, 2)), [1, -1], "from 0 to 2"),
+        (jnp.ones((3, 2)), [[0]], "one axis of numbers"),
+        (jnp.ones((0, 2)), [0], "array of shape (0, 2)"),
+        ({"key": jnp.ones((3, 2)), "length": jnp.ones(())}, [0], "array of shape ()"),
+    ],
+    ids=str,
+)
+def test_examples_that_a_cache_lacks_are_named(cache, indices, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        reorder_cache(cache, jnp.array(indices))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"cache_length": 9}, {"rolling_cache": True, "mask": masks.SlidingWindow(3)}])
+@pytest.mark.parametrize("options", CACHES)
 def test_a_reordered_cache_continues_other_beams(options):
     (x,) = draw(0, (3, 6, 4))
     layer = AttentionLayer(2, 8, rotary_base=100.0, **options)
@@ -224,9 +263,6 @@ def test_a_reordered_cache_continues_other_beams(options):
     output, _ = decode(variables | reorder_cache(cache, order), x[order, 5:])
     expected, _ = decode(variables | cache, x[:, 5:])
     np.testing.assert_allclose(output, expected[order], atol=1e-6)
-    for wrong in ([3], [-1], [[0]]):
-        with pytest.raises(ValueError, match="numbers from 0 to 2"):
-            reorder_cache(cache, jnp.array(wrong))
 
 
 def test_a_full_cache_is_found_before_the_compiled_call():

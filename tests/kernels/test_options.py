@@ -201,9 +201,20 @@ def test_queries_that_attend_to_nothing_get_zero_beside_a_sink(attend):
     query, key, value = draw_heads(0, H=2, K=2)
     mask = jnp.ones((5, 7), bool).at[2].set(False)
     for sinks, lse_there in ((OPTIONS["sinks"], OPTIONS["sinks"]), (None, jnp.full(2, -jnp.inf))):
-        context, lse = attend(query, key, value, mask, sinks=sinks, return_lse=True)
+        run = lambda *heads, sinks=sinks: attend(*heads, mask, sinks=sinks, return_lse=True)  # noqa: E731
+        (context, lse), vjp = jax.vjp(run, query, key, value)
         assert (context[:, 2] == 0).all()
         np.testing.assert_allclose(lse[:, :, 2], jnp.broadcast_to(lse_there, (2, 2)), rtol=1e-6)
+        # Nothing moves an lse of -inf, whatever its gradient.
+        chex.assert_tree_all_finite(vjp((context, jnp.where(jnp.isneginf(lse), jnp.nan, 1.0))))
+
+
+def test_no_masked_score_changes_the_logsumexp_however_large_it_is(attend):
+    query, key, value = draw_heads(0, H=2, K=2)
+    mask = jnp.broadcast_to(jnp.arange(7) < 4, (5, 7))
+    came = attend(query, key.at[:, 4:].multiply(1e6), value, mask, return_lse=True)
+    expected = attend(query, key[:, :4], value[:, :4], return_lse=True)
+    chex.assert_trees_all_close(came, expected, atol=1e-6)
 
 
 def test_a_sink_of_minus_infinity_is_none(attend):
