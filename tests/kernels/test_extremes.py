@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import KERNELS, draw, patched
+from cases import KERNELS, draw, patched, relative_error
 
 from jaxattn import masks
 from jaxattn.kernels import blocks, choice, softmax
@@ -60,6 +60,16 @@ def test_weights_are_as_right_for_scores_of_a_million_as_for_scores_of_one(kerne
         # The gradients of query and key are differences of numbers as large as the keys and queries.
         largest = np.abs(b).max() if name in ("context", "value") else shift
         assert np.abs(a - b).max() < 4e-6 * largest, name
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+@pytest.mark.parametrize("options", [{}, {"soft_cap": 1.5}, {"bias": np.float32([[[2.0]], [[-3.0]]])}], ids=str)
+def test_a_scale_of_any_sign_gives_the_numbers_of_float64(attend, scale, options):
+    arrays = draw(0, *[(1, 70, 2, 4)] * 4)
+    options = options | {"scale": scale}
+    came = with_gradients(attend, *arrays, masks.Causal(), **options)
+    for a, b in zip(came, float64(*arrays, masks.Causal(), **options), strict=True):
+        assert relative_error(a, b) < 4e-6
 
 
 @pytest.mark.parametrize("size", [1e-34, 1e-30, 1e28, 1e34])
