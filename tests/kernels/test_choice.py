@@ -186,7 +186,7 @@ def test_an_export_may_leave_the_number_of_tokens_open():
         export.export(jax.jit(lambda q: KERNELS["blockwise"](q, q, q)))(shape)
 
 
-@pytest.mark.parametrize(("batch", "K", "G"), [((2,), 2, 3), ((), 3, 4), ((2, 3), 1, 6), ((), 1, 1)])
+@pytest.mark.parametrize(("batch", "K", "G"), [((2,), 2, 3), ((2,), 3, 4), ((), 3, 4), ((2, 3), 1, 6), ((), 1, 1)])
 def test_blocks_cover_each_query_of_each_head_once(monkeypatch, batch, K, G):
     monkeypatch.setattr(blocks, "SIDE", 32)
     monkeypatch.setattr(blocks, "SCORES_CPU", 2048)  # two heads

@@ -46,6 +46,12 @@ def test_dropped_entries_are_those_of_dense_attention():
     chex.assert_trees_all_close(blockwise(query, key, value, masks.Causal(200), **options), expected, atol=1e-5)
 
 
+def test_heads_without_features_have_an_empty_context():
+    query, key = (jnp.ones((2, n, 2, 0)) for n in (1, 300))
+    assert few_queries.unsupported(checked_call(query, key, key)) is None
+    assert blockwise(query, key, key).shape == (2, 1, 2, 0)
+
+
 def test_each_examples_length_holds_under_vmap():
     query, key, value = draw_heads(0, (3,), T=1, S=300)
     lengths = jnp.array([0, 5, 290])

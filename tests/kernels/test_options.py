@@ -209,6 +209,14 @@ def test_queries_that_attend_to_nothing_get_zero_beside_a_sink(attend):
         chex.assert_tree_all_finite(vjp((context, jnp.where(jnp.isneginf(lse), jnp.nan, 1.0))))
 
 
+@pytest.mark.parametrize("scale", [0.7, -0.5])
+def test_the_logsumexp_without_other_options_equals_float64(attend, scale):
+    query, key, value = draw_heads(0, T=40, S=50, H=4, K=2)
+    lse = attend(query, key, value, masks.Causal(10), scale=scale, return_lse=True)[1]
+    allowed = np.arange(50) <= np.arange(40)[:, None] + 10
+    np.testing.assert_allclose(lse, oracle.attend_with_lse(query, key, value, allowed, scale=scale)[2], atol=4e-6)
+
+
 def test_no_masked_score_changes_the_logsumexp_however_large_it_is(attend):
     query, key, value = draw_heads(0, H=2, K=2)
     mask = jnp.broadcast_to(jnp.arange(7) < 4, (5, 7))
