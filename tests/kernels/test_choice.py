@@ -207,7 +207,7 @@ def test_blocks_never_have_more_scores_than_asked(monkeypatch, platform, devices
     for module in (blocks, platforms):
         monkeypatch.setattr(module, "device_count", lambda platform: devices)
     most = blocks.SCORES_CPU if (platform, devices) == ("cpu", 1) else blocks.SCORES_ACCELERATOR * devices
-    for B, K, G in ((1, 1, 1), (8191, 4, 8), (127, 3, 7), (2, 61, 1), (31, 1, 33), (3001, 32, 1)):
+    for B, K, G in ((1, 1, 1), (8191, 4, 8), (127, 3, 7), (2, 61, 1), (31, 1, 33), (3000, 32, 1)):
         for T in (1, 100, 513, 4096):
             query, key = (jax.ShapeDtypeStruct((B, T, heads, 8), jnp.float32) for heads in (K * G, K))
             one = call.AttentionCall(query, key, key, platform=platform)
