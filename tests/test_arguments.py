@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import KERNELS, draw, relative_error
+from cases import KERNELS, draw, draw_heads, relative_error
 from jax import lax
 
 from jaxattn import (
@@ -54,6 +54,19 @@ def test_a_size_of_zero_gives_what_is_left_with_gradients(empty, implementation)
     if implementation in (None, "dense"):
         _, weights = dot_product_attention(query, key, value, return_weights=True, implementation=implementation)
         assert weights.shape == (B, H, T, S)
+
+
+def test_heads_of_one_feature_are_not_scaled():
+    query, key, value = draw_heads(0, D=1, D_v=1)
+    expected = jax.nn.dot_product_attention(query, jnp.repeat(key, 2, 2), jnp.repeat(value, 2, 2), scale=1.0)
+    np.testing.assert_allclose(dot_product_attention(query, key, value), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_an_array_without_its_axes_is_named(name):
+    heads = {"query": jnp.ones((3, 2, 4)), "key": jnp.ones((3, 2, 4)), "value": jnp.ones((3, 2, 4))}
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 4\)"):
+        dot_product_attention(**heads | {name: jnp.ones((2, 4))})
 
 
 def test_query_heads_without_kv_heads_are_refused():

@@ -242,6 +242,17 @@ def test_gradients_are_right_where_one_array_alone_is_mapped(attend, axes):
     chex.assert_trees_all_close(came, jax.tree.map(lambda *a: jnp.stack(a), *each), rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("shape", [(2, 50, 50), (1, 50), (2, 1, 1)])
+def test_each_mapped_example_has_its_own_gradient_of_a_bias_that_all_share(attend, shape):
+    heads, (bias,) = draw_heads(0, (3,), T=50, S=50, H=2, K=1), draw(1, shape)
+
+    def gradients(attend):
+        loss = lambda bias, *heads: (attend(*heads, masks.Causal(), bias=bias) ** 2).sum()  # noqa: E731
+        return jax.vmap(jax.grad(loss), (None, 0, 0, 0))(bias, *heads)
+
+    chex.assert_trees_all_close(gradients(attend), gradients(KERNELS["dense"]), atol=2e-5)
+
+
 def test_mapping_the_gradient_alone_gives_one_gradient_each(attend):
     query, key, value = draw_heads(0, (), T=50, S=50, H=2, K=1)
     (gradients,) = draw(1, (3, 50, 2, 8))

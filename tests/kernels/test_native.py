@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import operator
 from types import SimpleNamespace
 
 import chex
@@ -18,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxattn import dot_product_attention, explain_implementation, masks
 from jaxattn.kernels import native
 from jaxattn.kernels.call import checked_call
-from jaxattn.kernels.native import library
+from jaxattn.kernels.native import library, mask_code
 
 attend = functools.partial(dot_product_attention, implementation="native")
 dense = functools.partial(dot_product_attention, implementation="dense")
@@ -157,6 +158,16 @@ def test_ids_of_64_bits_are_compared_whole():
 
 
 @needs_library
+@pytest.mark.parametrize("kind", [masks.Causal, masks.Lengths, masks.Prefix, masks.SlidingWindow, masks.Chunked])
+def test_every_mask_by_position_takes_a_number_for_each_example(kind):
+    query, key, value = draw_heads(0, (3,), T=70, S=90, H=2, K=1)
+    numbers = jnp.array([-20, 3, 37])
+    mask = kind(20, numbers) if kind in (masks.SlidingWindow, masks.Chunked) else kind(numbers)
+    mask = mask | masks.SlidingWindow(2)  # behind the first array
+    chex.assert_trees_all_close(attend(query, key, value, mask), dense(query, key, value, mask), atol=1e-5)
+
+
+@needs_library
 def test_other_platforms_get_a_portable_kernel():
     query, key, value, _, mask = random_call(0)
     exported = jax.export.export(
@@ -230,8 +241,10 @@ def test_up_to_eight_batch_axes_are_supported():
 @needs_library
 def test_what_the_kernel_does_not_support_is_said():
     heads = jnp.ones((1, 200, 8, 64))
-    many = functools.reduce(lambda first, second: first & second, [masks.Causal()] * 9)
-    assert "masks of up to" in explain_implementation(heads, heads, heads, many)
+    eight, nine = (functools.reduce(operator.and_, [masks.Causal()] * count) for count in (8, 9))
+    assert explain_implementation(heads, heads, heads, eight).startswith("native runs")
+    assert "masks of up to 8 parts, not 9" in explain_implementation(heads, heads, heads, nine)
+    assert mask_code.unsupported(masks.Mask()) == "does not know the mask Mask"
     with jax.enable_x64(True):
         wide = jnp.ones((1, 200, 8, 64), jnp.float64)
         assert "computes in float32, not float64" in explain_implementation(wide, wide, wide)
