@@ -248,6 +248,7 @@ def attend(mask):
         (lambda: masks.Lengths(2.5).array(3, 3), TypeError, "lengths has dtype float32"),
         (lambda: masks.Causal(1.5).array(3, 3), TypeError, "offset has dtype float32"),
         (lambda: (masks.Causal() & PADDING).array(3, 3), ValueError, r"\(2, 4\).*3 queries.*mask\[:, None, :\]"),
+        (lambda: (masks.Causal() & PADDING).array(3, 4), ValueError, r"\(2, 4\).*3 queries.*mask\[:, None, :\]"),
         (
             lambda: (masks.Segments(IDS) | jnp.ones((5, 3, 3), bool)).array(3, 3),
             ValueError,
