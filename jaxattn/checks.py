@@ -9,9 +9,20 @@ from jax import Array
 from jax.typing import DTypeLike
 
 
+def as_array(name: str, array: Any, kind: str = "an array") -> Array:
+    """Return `array` as a JAX array; the error for anything else names the argument."""
+    try:
+        return jnp.asarray(array)
+    except jax.errors.JAXTypeError:
+        raise
+    except (TypeError, ValueError, OverflowError):
+        came = "None" if array is None else f"{array!r}" if isinstance(array, str | type) else type(array).__name__
+        raise TypeError(f"{name} is {came}, but must be {kind}") from None
+
+
 def as_floating(name: str, array: Any) -> Array:
     """Return `array` as a JAX array; its type must be a floating-point one."""
-    array = jnp.asarray(array)
+    array = as_array(name, array)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{name} has dtype {array.dtype}, but attention works on floating-point vectors: "
@@ -22,7 +33,7 @@ def as_floating(name: str, array: Any) -> Array:
 
 def as_boolean(name: str, mask: Any) -> Array:
     """Return `mask` as a JAX array; its type must be boolean."""
-    mask = jnp.asarray(mask)
+    mask = as_array(name, mask, "a boolean array, or one of jaxattn.masks: write masks.Causal()")
     if mask.dtype != jnp.bool_:
         raise TypeError(
             f"{name} has dtype {mask.dtype}, but must be boolean with True = may attend: "
@@ -33,7 +44,7 @@ def as_boolean(name: str, mask: Any) -> Array:
 
 def as_integers(name: str, array: Any) -> Array:
     """Return `array` as a JAX array; its type must be an integer one."""
-    array = jnp.asarray(array)
+    array = as_array(name, array)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} has dtype {array.dtype}, but must hold integers: write {name}.astype(jnp.int32)")
     return array
@@ -80,9 +91,22 @@ def check_dtypes(**arrays: Array) -> None:
         raise TypeError(f"the types differ ({came}): write {others[-1]}.astype({first}.dtype), or convert the others")
 
 
+def as_number(name: str, number: Any) -> float:
+    """Return a number of any type as Python's float; it must be known before tracing."""
+    try:
+        return float(number)
+    except jax.errors.ConcretizationTypeError:
+        raise TypeError(
+            f"{name} is traced, but must be known before: make it a constant, or write "
+            f"jax.jit(function, static_argnames={name!r})"
+        ) from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {number!r}, but must be a number: write {name}=0.1") from None
+
+
 def check_rate(rate: float) -> float:
     """Return the dropout rate as a float; it must lie in [0, 1)."""
-    rate = float(rate)
+    rate = as_number("dropout_rate", rate)
     if not 0.0 <= rate < 1.0:
         raise ValueError(
             f"dropout_rate={rate} is outside [0, 1): it is the share of weights that are dropped, and the others are "

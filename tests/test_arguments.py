@@ -1,5 +1,7 @@
 """Arguments at the edges of what is allowed: sizes of 0, precisions, scales and keys of all types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from jaxattn import (
 )
 from jaxattn.attention import attend
 from jaxattn.kernels.call import checked_call
+from jaxattn.models.sampling import Sampling
 
 SIZES = {"B": 2, "T": 3, "S": 4, "H": 4, "K": 2, "D": 3, "D_v": 5}
 
@@ -151,3 +154,47 @@ def test_numpy_numbers_are_sizes_and_rates():
     layer = AttentionLayer(np.int64(4), np.int64(8), np.float32(0), num_kv_heads=np.int32(2))
     assert layer.init_with_output(jax.random.key(0), x)[0].shape == (3, 8)
     assert masks.SlidingWindow(np.int64(2)) == masks.SlidingWindow(2)
+
+
+X = jnp.ones((3, 1, 2))
+ATTEND = functools.partial(dot_product_attention, X, X, X)
+NO_ARRAYS = {
+    "query is 'text', but must be an array": lambda: dot_product_attention("text", X, X),
+    "key is None, but must be an array": lambda: dot_product_attention(X, None, X),
+    "value is list, but must be an array": lambda: dot_product_attention(X, X, [[1.0], [1.0, 2.0]]),
+    "mask is <class '.*Causal'>, but must be .*masks: write masks.Causal()": lambda: ATTEND(masks.Causal),
+    "mask is None, but must be a boolean array": lambda: masks.Causal() & None,
+    "bias is 'alibi', but must be an array": lambda: ATTEND(bias="alibi"),
+    "sinks is object, but must be an array": lambda: ATTEND(sinks=object()),
+    "offset is 'last', but must be an array": lambda: masks.Causal("last").array(2, 2),
+    "lengths is None, but must be an array": lambda: masks.Lengths(None).array(2, 2),
+    "x is None, but must be an array": lambda: AttentionLayer(1, 2).init(jax.random.key(0), None),
+    "scores is None, but must be an array": lambda: attention_weights(None),
+}
+
+
+@pytest.mark.parametrize("words", NO_ARRAYS)
+def test_what_is_no_array_is_named(words):
+    with pytest.raises(TypeError, match=words):
+        NO_ARRAYS[words]()
+
+
+NO_NUMBERS = {
+    "dropout_rate is None, but must be a number: write dropout_rate=0.1": lambda: ATTEND(dropout_rate=None),
+    "dropout_rate is traced, but must be known before: .*static_argnames='dropout_rate'": lambda: jax.jit(
+        lambda rate: ATTEND(dropout_rate=rate)
+    )(0.1),
+    "temperature is 'hot', but must be a number": lambda: Sampling.checked(5, "hot", None, None, None),
+    "top_p is traced, but must be known before": lambda: jax.jit(lambda p: Sampling.checked(5, 1, None, p, None))(0.1),
+}
+
+
+@pytest.mark.parametrize("words", NO_NUMBERS)
+def test_numbers_that_programs_depend_on_are_known_before_tracing(words):
+    with pytest.raises(TypeError, match=words):
+        NO_NUMBERS[words]()
+
+
+def test_an_implementation_that_is_no_name_is_refused():
+    with pytest.raises(ValueError, match=r"implementation=\['dense'\] is not known"):
+        ATTEND(implementation=["dense"])

@@ -21,7 +21,7 @@ def choose(call: AttentionCall) -> str:
             return "dense"
         chosen = transforms.choose(call)
         return "dense" if chosen == "small" else chosen
-    if asked not in KERNELS:
+    if not isinstance(asked, str) or asked not in KERNELS:
         known = ", ".join(f"'{name}'" for name in KERNELS)
         raise ValueError(f"implementation={asked!r} is not known: write one of {known}, or None to choose")
     reason = KERNELS[asked].unsupported(call)

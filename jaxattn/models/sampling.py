@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from jaxattn.checks import as_number
+
 # Drawn where the logits are not numbers, because a compiled program cannot raise.
 NO_TOKEN = -1
 
@@ -33,7 +35,7 @@ class Sampling(NamedTuple):
             TypeError: an option is no number.
             ValueError: an option is out of range.
         """
-        temperature = float(temperature)
+        temperature = as_number("temperature", temperature)
         if not 0 <= temperature < float("inf"):
             raise ValueError(
                 f"temperature={temperature} must be 0 (always the most likely token) or above: write temperature=1.0"
@@ -41,7 +43,7 @@ class Sampling(NamedTuple):
         top_k = None if top_k is None else as_size("top_k", top_k)
         if top_k is not None and not 1 <= top_k <= vocab_size:
             raise ValueError(f"top_k={top_k} must be from 1 to {vocab_size}, the vocabulary: write top_k=None")
-        top_p = None if top_p is None else float(top_p)
+        top_p = None if top_p is None else as_number("top_p", top_p)
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p:g} must be above 0 and at most 1: write top_p=None")
         stop_token = None if stop_token is None else as_size("stop_token", stop_token)
