@@ -102,7 +102,8 @@ def nnx_storage(module: Any) -> Storage:
         if getattr(module, "cache", None) is None:
             module.cache = nnx.Dict()
         for name, array in arrays.items():
-            if name in module.cache and module.cache[name].shape == array.shape:
+            held = module.cache.get(name)
+            if held is not None and (held.shape, held.dtype) == (array.shape, array.dtype):
                 module.cache[name][...] = array
             else:
                 module.cache[name] = nnx.Cache(array)
