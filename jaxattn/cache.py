@@ -183,6 +183,31 @@ def _check_room(cache: Any, num_tokens: int, path: str) -> None:
         )
 
 
+def check_examples(name: str, batch: tuple[int, ...], held: tuple[int, ...]) -> None:
+    """Check that vectors or tokens with these batch axes are those of the examples in a cache."""
+    if batch != held:
+        raise ValueError(
+            f"{name} has the batch {batch}, but the cache holds the examples of the batch {held}: continue all of "
+            "them, gather others with reorder_cache, or begin with an empty cache"
+        )
+
+
+def check_continues(cache: Cache | RollingCache, key: Array, value: Array) -> None:
+    """Check that new keys and values `(..., T, K, D)` belong behind those in a cache."""
+    for held, came in zip(cache[:2], (key, value), strict=True):
+        check_examples("x", came.shape[:-3], held.shape[:-3])
+        if held.shape[-2:] != came.shape[-2:]:
+            raise ValueError(
+                f"the cache holds heads of shape {held.shape[-2:]}, but this layer has {came.shape[-2:]}: it is of "
+                "another layer, so begin with an empty cache"
+            )
+        if held.dtype != came.dtype:
+            raise TypeError(
+                f"x has dtype {came.dtype}, but the cache holds {held.dtype}: write x.astype(jnp.{held.dtype}), or "
+                "begin with an empty cache"
+            )
+
+
 def _zeros(heads: Array, room: int) -> Array:
     """Return zeros for `room` tokens, as keys or values `(..., T, K, D)`."""
     *batch, _, K, D = heads.shape

@@ -10,7 +10,10 @@ import pytest
 from cases import draw
 from flax import nnx
 
-from jaxattn import AttentionLayer, check_room, masks, reorder_cache
+from jaxattn import GPT, AttentionLayer, GPTConfig, LatentAttention, check_room, masks, reorder_cache
+from jaxattn.models.llama import Llama, LlamaConfig
+from jaxattn.nnx import GPT as NNXGPT
+from jaxattn.nnx import LatentAttention as NNXLatentAttention
 from jaxattn.nnx import MultiHeadAttention
 
 
@@ -273,3 +276,66 @@ def test_a_full_cache_is_found_before_the_compiled_call():
     check_room(cache, 1)
     with pytest.raises(ValueError, match="cache/cache holds 5 of 6 tokens, so 2 more do not fit"):
         check_room(cache, 2)
+
+
+def nothing_cached(model, like):
+    """A function that continues an empty cache of two examples, in Linen or NNX; it computes no numbers."""
+    if isinstance(model, nnx.Module):
+        model.init_cache(2)
+        return lambda x: nnx.eval_shape(lambda model, x: model(x, decode=True), model, x)
+    variables = jax.eval_shape(functools.partial(model.init, decode=True), jax.random.key(0), like)
+    return lambda x: jax.eval_shape(functools.partial(model.apply, decode=True, mutable=["cache"]), variables, x)
+
+
+WIDTHS = {"latent_width": 6, "head_width": 4, "rotary_width": 2, "cache_length": 9}
+WINDOW = {"mask": masks.SlidingWindow(3), "rolling_cache": True}
+LAYERS = {
+    "linen": lambda: AttentionLayer(2, 8, cache_length=9),
+    "rotary": lambda: AttentionLayer(2, 8, cache_length=9, rotary_base=100.0),
+    "rolling": lambda: AttentionLayer(2, 8, **WINDOW),
+    "latent": lambda: LatentAttention(2, 8, **WIDTHS),
+    "nnx": lambda: MultiHeadAttention(2, 4, 8, cache_length=9, rngs=nnx.Rngs(0)),
+    "nnx rolling": lambda: MultiHeadAttention(2, 4, 8, **WINDOW, rngs=nnx.Rngs(0)),
+    "nnx latent": lambda: NNXLatentAttention(2, 4, 8, **WIDTHS, rngs=nnx.Rngs(0)),
+}
+MODELS = {
+    "gpt": lambda: GPT(GPTConfig(11, 9, 1, 2, 8)),
+    "rotary gpt": lambda: GPT(GPTConfig(11, 9, 1, 2, 8, rotary=True)),
+    "nnx gpt": lambda: NNXGPT(GPTConfig(11, 9, 1, 2, 8), rngs=nnx.Rngs(0)),
+    "llama": lambda: Llama(LlamaConfig(11, 9, 1, features=8, hidden_features=12, num_heads=2, num_kv_heads=1)),
+}
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 2)], ids=str)
+@pytest.mark.parametrize("name", [*LAYERS, *MODELS])
+def test_a_cache_goes_on_with_its_own_examples_alone(name, batch):
+    is_layer = name in LAYERS
+    shape, dtype = ((1, 4), jnp.float32) if is_layer else ((1,), jnp.int32)
+    decode = nothing_cached((LAYERS | MODELS)[name](), jnp.ones((2, *shape), dtype))
+    decode(jnp.ones((2, *shape), dtype))
+    with pytest.raises(ValueError, match=rf"(x|tokens) has the batch {re.escape(str(batch))}, but .* batch \(2,\)"):
+        decode(jnp.ones((*batch, *shape), dtype))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_cache_goes_on_in_its_own_type_alone(name):
+    decode = nothing_cached(LAYERS[name](), jnp.ones((2, 1, 4)))
+    with pytest.raises(TypeError, match=r"x has dtype bfloat16, but the cache holds float32: write x\.astype\(jnp\.fl"):
+        decode(jnp.ones((2, 1, 4), jnp.bfloat16))
+
+
+def test_a_cache_of_other_heads_is_refused():
+    x = jnp.ones((2, 1, 4))
+    layer = AttentionLayer(2, 8, cache_length=9)
+    variables = jax.eval_shape(functools.partial(layer.init, decode=True), jax.random.key(0), x)
+    other = functools.partial(layer.clone(num_heads=4).apply, decode=True, mutable=["cache"])
+    with pytest.raises(ValueError, match=r"heads of shape \(2, 4\), but this layer has \(4, 2\)"):
+        jax.eval_shape(other, variables, x)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("nnx")])
+def test_an_empty_cache_takes_the_type_that_is_asked_for_in_place_of_the_one_before(name):
+    layer = LAYERS[name]()
+    for dtype in (jnp.bfloat16, jnp.float32):
+        layer.init_cache(2, dtype=dtype)
+        assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(layer, nnx.Cache))} == {jnp.int32.dtype, dtype.dtype}

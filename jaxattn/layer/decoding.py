@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int
 
-from jaxattn.cache import Cache, RollingCache
+from jaxattn.cache import Cache, RollingCache, check_continues
 from jaxattn.layer.call import check_rolling
 from jaxattn.masks import Causal, Lengths, Mask, SlidingWindow, combine
 
@@ -38,7 +38,10 @@ def stored(layer: Any, storage: Storage, key: Array, value: Array) -> Cache | Ro
     """Return the cache, or an empty one."""
     kind: Any = RollingCache if layer.rolling_cache else Cache
     arrays = storage.read(*kind._fields)
-    return empty_cache(layer, key, value) if arrays is None else kind(*arrays)
+    if arrays is None:
+        return empty_cache(layer, key, value)
+    check_continues(cache := kind(*arrays), key, value)
+    return cache
 
 
 def empty_cache(layer: Any, key: Array, value: Array) -> Cache | RollingCache:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.attention import attend, attend_with_steps
-from jaxattn.cache import Cache
+from jaxattn.cache import Cache, check_continues
 from jaxattn.kernels.call import checked_call
 from jaxattn.layer.call import Call, checked
 from jaxattn.layer.decoding import decoding_mask, masked_missing
@@ -115,8 +115,13 @@ def empty_latent_cache(layer: Any, batch: tuple[int, ...], dtype: Any) -> dict[s
     """Return the arrays of an empty cache, by name."""
     if layer.cache_length is None:
         raise ValueError("a cache needs cache_length=... in the layer, the largest number of tokens in it")
-    latent, rotary_key = (jnp.zeros((*batch, 0, 1, w), dtype) for w in (layer.latent_width, layer.rotary_width))
-    return _by_name(Cache.empty(rotary_key, latent, layer.cache_length))
+    return _by_name(Cache.empty(*_no_tokens(layer, batch, dtype), layer.cache_length))
+
+
+def _no_tokens(layer: Any, batch: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    """Return the rotated keys and the latents of no tokens."""
+    rotary_key, latent = (jnp.zeros((*batch, 0, 1, w), dtype) for w in (layer.rotary_width, layer.latent_width))
+    return rotary_key, latent
 
 
 def _by_name(cache: Cache) -> dict[str, Array]:
@@ -125,7 +130,10 @@ def _by_name(cache: Cache) -> dict[str, Array]:
 
 def _stored(layer: Any, face: Face, x: Array) -> Cache:
     arrays = face.storage.read("rotary_key", "latent", "length")
-    return Cache(*(empty_latent_cache(layer, x.shape[:-2], x.dtype).values() if arrays is None else arrays))
+    if arrays is None:
+        return Cache(*empty_latent_cache(layer, x.shape[:-2], x.dtype).values())
+    check_continues(cache := Cache(*arrays), *_no_tokens(layer, x.shape[:-2], x.dtype))
+    return cache
 
 
 def _expanded(

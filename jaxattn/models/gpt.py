@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from jaxattn.cache import check_examples
 from jaxattn.checks import check_kv_heads, check_rate, wide_type
 from jaxattn.functional import dropout
 from jaxattn.layer import AttentionLayer
@@ -274,6 +275,7 @@ class GPT(nn.Module):
         """Return where the tokens begin `(..., 1)`, and add them to the count in the cache."""
         *batch, T = tokens.shape
         before = self.get_variable("cache", "length", jnp.zeros(batch, jnp.int32))
+        check_examples("tokens", tuple(batch), before.shape)
         if not self.is_initializing() and self.is_mutable_collection("cache"):
             self.put_variable("cache", "length", before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
         return before[..., None]

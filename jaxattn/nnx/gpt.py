@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from jaxattn.cache import check_examples
 from jaxattn.checks import wide_type
 from jaxattn.masks import Segments
 from jaxattn.models import generation
@@ -141,6 +142,7 @@ class GPT(DroppingModule):
         """Return where the tokens begin `(..., 1)`, and add them to the count in the cache."""
         storage, (*batch, T) = nnx_storage(self), tokens.shape
         (before,) = storage.read("length") or (jnp.zeros(batch, jnp.int32),)
+        check_examples("tokens", tuple(batch), before.shape)
         storage.write(length=before + (T if lengths is None else jnp.asarray(lengths, jnp.int32)))
         return before[..., None]
 
