@@ -71,6 +71,8 @@ def generate(
     num_tokens, key = _checked(sampling, num_tokens, key)
     L = model.config.context_length
     prompts = make_prompts(prompt, lengths, L, model.config.vocab_size)
+    if num_tokens == 0:
+        return jnp.zeros((*prompts.lengths.shape, 0), jnp.int32)
     width, may_overflow = prefill_width(prompts.longest, L), prompts.longest + num_tokens > L
     tokens = _generate(model, sampling, num_tokens, width, may_overflow, params, prompts.window, prompts.lengths, key)
     _check_tokens(tokens)

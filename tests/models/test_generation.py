@@ -317,3 +317,10 @@ def test_numbers_that_are_not_whole_are_named(model, options):
     for function in (generate, stream):
         with pytest.raises(TypeError, match=f"{list(options)[-1] if len(options) > 2 else 'num_tokens'} is "):
             function(*model, draw(0, 2, 3), **options)
+
+
+def test_no_tokens_are_none_of_each_prompt(model):
+    for shape in ((3,), (2, 3)):
+        tokens = generate(*model, draw(0, *shape), 0, temperature=0)
+        assert (tokens.shape, tokens.dtype) == ((*shape[:-1], 0), jnp.int32)
+        assert list(stream(*model, draw(0, *shape), 0, temperature=0)) == []
