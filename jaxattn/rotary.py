@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.checks import wide_type
+from jaxattn.checks import as_array, as_floating, broadcasts, check_rank, wide_type
 
 
 @runtime_checkable
@@ -166,6 +166,7 @@ def rotate(
         An array of the same shape and type.
 
     Raises:
+        TypeError: `heads` are not floating point.
         ValueError: the width is odd or larger than D, or there is not one position for each token.
 
     Example:
@@ -176,12 +177,17 @@ def rotate(
         ([1.0, 1.0], True)
     """
     rotary = rotary if isinstance(rotary, Rotary) else Rotary(rotary)
+    heads, positions = as_floating("heads", heads), as_array("positions", positions)
+    check_rank("heads", heads, 3, "T, H, D")
     width = _checked_width(heads, rotary)
-    positions = jnp.asarray(positions)
-    if positions.ndim == 0 or positions.shape[-1] != heads.shape[-3]:
+    tokens = heads.shape[:-2]
+    if positions.ndim == 0 or positions.shape[-1] != tokens[-1] or not broadcasts(positions.shape, tokens):
         raise ValueError(
-            f"positions has shape {positions.shape}, but must hold one for each of {heads.shape[-3]} tokens, (..., T)"
+            f"positions has shape {positions.shape}, but must hold one for each of the tokens {tokens}, (..., T), or "
+            "for those of one example, (T,)"
         )
+    if width == 0:
+        return heads
     wide = wide_type(heads.dtype)
     angles = positions.astype(wide)[..., None, None] * _speeds(rotary, width, wide).reshape(
         (1,) * positions.ndim + (1, -1)

@@ -323,3 +323,30 @@ def test_flaxs_layer_with_the_same_weights_agrees():
     ours = AttentionLayer(2, 8, use_bias=True, mask=None, normalize_heads=True)
     params = from_linen(variables["params"])
     chex.assert_trees_all_close(ours.apply({"params": params}, x), theirs.apply(variables, x), atol=1e-5)
+
+
+HEADS = jnp.ones((2, 3, 4, 6))
+ROTATED = {
+    "heads has dtype int32": (TypeError, lambda: rotate(jnp.ones((3, 1, 2), int), jnp.arange(3))),
+    r"heads has shape \(3, 2\), but needs at least 3 axes": (ValueError, lambda: rotate(HEADS[0, :, 0, :2], 3)),
+    "positions is None, but must be an array": (TypeError, lambda: rotate(HEADS, None)),
+    r"positions has shape \(5, 3\), but must hold one for each of the tokens \(2, 3\)": (
+        ValueError, lambda: rotate(HEADS, jnp.zeros((5, 3), int)),
+    ),
+    # These would repeat the heads.
+    r"positions has shape \(2, 3\), but .* tokens \(3,\)": (
+        ValueError, lambda: rotate(HEADS[0], jnp.zeros((2, 3), int)),
+    ),
+    r"positions has shape \(7, 2, 3\)": (ValueError, lambda: rotate(HEADS, jnp.zeros((7, 2, 3), int))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ROTATED)
+def test_heads_and_positions_that_do_not_fit_are_named(words):
+    error, run = ROTATED[words]
+    with pytest.raises(error, match=words):
+        run()
+
+
+def test_heads_of_width_zero_have_nothing_to_rotate():
+    assert rotate(HEADS[..., :0], jnp.arange(3)).shape == (2, 3, 4, 0)
