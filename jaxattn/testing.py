@@ -30,7 +30,7 @@ def assert_causal(
 
     Raises:
         AssertionError: an output depends on a later input; the message says which on which.
-        TypeError: `x` is not floating point.
+        TypeError: `x` is not floating point, or the function returns several arrays, or none.
         ValueError: there is one token only, or the outputs are not as many as the inputs.
 
     Example:
@@ -48,9 +48,14 @@ def assert_causal(
         Gradients as a test of which inputs matter: Luo et al. 2016, "Understanding the Effective Receptive Field".
     """
     x = as_floating("x", x)
-    T = x.shape[axis]
     output = jax.eval_shape(function, x)
-    if T < 2 or output.ndim < abs(axis) or output.shape[axis] != T or 0 in (*x.shape, *output.shape):
+    if not hasattr(output, "shape"):
+        raise TypeError(
+            f"function returns a {type(output).__name__}, but must return one array: write lambda x: function(x)[0] "
+            "for the first of several"
+        )
+    sizes = [shape[axis] if -len(shape) <= axis < len(shape) else 0 for shape in (x.shape, output.shape)]
+    if sizes[0] < 2 or sizes[0] != sizes[1] or 0 in (*x.shape, *output.shape):
         raise ValueError(
             f"x has shape {x.shape} and the output {output.shape}: on axis {axis} both must have the same number of "
             "tokens, two or more, and no other axis may be empty; write axis=-2 for (..., T, d)"

@@ -38,11 +38,25 @@ def test_it_finds_what_cancels_in_a_sum():
         (lambda x: x, jnp.ones((1, 2)), ValueError, "two or more"),
         (lambda x: x, jnp.ones((3, 0)), ValueError, "no other axis may be empty"),
         (lambda x: x[:, :0], jnp.ones((3, 2)), ValueError, "no other axis may be empty"),
+        (lambda x: x, jnp.ones(3), ValueError, r"x has shape \(3,\)"),
+        (
+            lambda x: (x, x),
+            jnp.ones((3, 2)),
+            TypeError,
+            r"returns a tuple, .* one array: write lambda x: function\(x\)",
+        ),
+        (lambda x: None, jnp.ones((3, 2)), TypeError, "returns a NoneType"),
     ],
 )
 def test_bad_input_is_named(function, x, error, words):
     with pytest.raises(error, match=words):
         assert_causal(function, x)
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_an_axis_that_is_not_there_is_named(axis):
+    with pytest.raises(ValueError, match=f"on axis {axis} both must have the same number of tokens"):
+        assert_causal(lambda x: x, jnp.ones((3, 2)), axis=axis)
 
 
 @pytest.mark.parametrize(
