@@ -160,10 +160,10 @@ class Relative(Bias):
                 f"table has {self._num_buckets} buckets, but needs at least {least} with "
                 f"bidirectional={self.bidirectional}: write jnp.zeros((32, H))"
             )
-        if not self.max_distance > self._one_side // 2:
+        if not isinstance(self.max_distance, int | np.integer) or not self.max_distance > self._one_side // 2:
             raise ValueError(
-                f"max_distance={self.max_distance} must exceed the {self._one_side // 2} distances that have a bucket "
-                "each: write max_distance=128"
+                f"max_distance={self.max_distance!r} must be an integer above {self._one_side // 2}, the number of "
+                "distances that have a bucket each: write max_distance=128"
             )
 
     @property
