@@ -159,8 +159,14 @@ def check_room(cache: Any, num_tokens: int) -> None:
         num_tokens: how many tokens are to be added to each example.
 
     Raises:
+        TypeError: `cache` is no dictionary.
         ValueError: there is no room; the message names the layer and the numbers.
     """
+    if not isinstance(cache, Mapping):
+        raise TypeError(
+            f"cache is a {type(cache).__name__}, but must be a dictionary: write variables['cache'] in Linen, "
+            "nnx.to_pure_dict(nnx.state(model, nnx.Cache)) in NNX"
+        )
     _check_room(cache, num_tokens, "cache")
 
 

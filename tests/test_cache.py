@@ -278,6 +278,13 @@ def test_a_full_cache_is_found_before_the_compiled_call():
         check_room(cache, 2)
 
 
+@pytest.mark.parametrize("cache", [None, [], NNXGPT], ids=str)
+def test_only_a_dictionary_can_be_checked_for_room(cache):
+    cache = cache(GPTConfig(11, 9, 1, 2, 8), rngs=nnx.Rngs(0)) if isinstance(cache, type) else cache
+    with pytest.raises(TypeError, match=rf"cache is a {type(cache).__name__}, but must be a dictionary: write"):
+        check_room(cache, 100)
+
+
 def nothing_cached(model, like):
     """A function that continues an empty cache of two examples, in Linen or NNX; it computes no numbers."""
     if isinstance(model, nnx.Module):
