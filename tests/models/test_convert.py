@@ -126,6 +126,39 @@ def linen_params(dtype):
     return {name: {"kernel": np.ones((4, 2, 2), dtype)} for name in ("query", "key", "value", "out")}
 
 
+def with_query(**leaves):
+    params = init(MultiHeadAttention(2, 6))
+    return params | {"query": params["query"] | leaves}
+
+
+@pytest.mark.parametrize("biased", [("query", "value", "out"), ("key",), ("out",), ()])
+def test_a_bias_that_is_missing_is_zeros_for_torch_and_none_is_lost(biased):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch: install the extra torch")
+    layer = AttentionLayer(2, 4, use_bias=True, mask=None)
+    params = init(layer)
+    rng = np.random.default_rng(0)
+    for name in params:
+        bias = rng.standard_normal(4) if name in biased else np.zeros(4)
+        params[name]["bias"] = jnp.asarray(bias, jnp.float32)
+    state = to_torch({name: params[name] if name in biased else {"kernel": params[name]["kernel"]} for name in params})
+    theirs = torch.nn.MultiheadAttention(4, 2, bias=bool(biased), batch_first=True)
+    # Without biases of the projections, PyTorch's own are zeros at first.
+    left = theirs.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
+    assert set(left.missing_keys) <= {"in_proj_bias"}
+    x = torch.randn(2, 6, 4)
+    expected = theirs(x, x, x, need_weights=False)[0].detach().numpy()
+    np.testing.assert_allclose(layer.apply({"params": params}, x.numpy()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("convert", [to_torch, to_book])
+def test_what_is_written_into_converted_parameters_leaves_ours_as_they_were(convert):
+    params = init(MultiHeadAttention(2, 6, use_bias=True))
+    before = jax.tree.map(np.array, params)
+    for array in convert(params).values():
+        array += 1
+    chex.assert_trees_all_equal(params, before)
+
+
 def book_state():
     return to_book(init(MultiHeadAttention(2, 6)))
 
@@ -146,6 +179,13 @@ def book_state():
             lambda: to_torch(AttentionLayer(2, 4, num_kv_heads=1).init(jax.random.key(0), X)["params"]),
             "as many KV heads",
         ),
+        (lambda: from_linen(linen_params(np.float32) | {"out": {}}), "out/kernel is missing; there are none"),
+        (lambda: from_linen(linen_params(np.float32) | {"query_ln": np.ones(2)}), "query_ln/scale is missing"),
+        (lambda: to_linen(with_query(scale=np.ones(4)), 2), "query/scale has no counterpart"),
+        (lambda: to_torch(with_query(lora=np.ones(4))), "query/lora has no counterpart"),
+        (lambda: to_book(with_query(lora=np.ones(4))), "query/lora has no counterpart"),
+        (lambda: to_book({name: {} for name in ("query", "key", "value")}), "query/kernel is missing"),
+        (lambda: to_torch({name: {} for name in ("query", "key", "value", "out")}), "query/kernel is missing"),
         (lambda: to_linen(MultiHeadAttention(2, 6).init(jax.random.key(0), X)["params"], 4), "num_heads=4"),
     ],
 )

@@ -77,7 +77,7 @@ def to_book(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for name, dense in params.items():
         tensors[f"{names[name]}.weight"] = np.asarray(dense["kernel"]).T.copy()
         if "bias" in dense:
-            tensors[f"{names[name]}.bias"] = np.asarray(dense["bias"])
+            tensors[f"{names[name]}.bias"] = np.array(dense["bias"])
     return tensors
 
 

@@ -93,7 +93,7 @@ def check_floating(name: str, dtype: Any) -> None:
 
 
 def check_names(params: Mapping[str, Any], required: Collection[str], optional: Collection[str] = ()) -> None:
-    """Check that all required parameters are there, and no unknown ones.
+    """Check that all required parameters are there, and no unknown ones: kernels with or without biases, and scales.
 
     Raises:
         ValueError: a parameter is missing or unknown.
@@ -104,3 +104,11 @@ def check_names(params: Mapping[str, Any], required: Collection[str], optional: 
     for name in params:
         if name not in required and name not in optional:
             raise ValueError(f"the parameter {name} has no counterpart there")
+        leaves = set(params[name]) if isinstance(params[name], Mapping) else set()
+        needed, allowed = ("scale", {"scale"}) if name.endswith(("_norm", "_ln")) else ("kernel", {"kernel", "bias"})
+        if needed not in leaves:
+            raise ValueError(
+                f"the parameter {name}/{needed} is missing; there are {', '.join(sorted(leaves)) or 'none'}"
+            )
+        if leaves - allowed:
+            raise ValueError(f"the parameter {name}/{min(leaves - allowed)} has no counterpart there")

@@ -56,6 +56,8 @@ def from_torch(state_dict: Mapping[str, Any]) -> Params:
 def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Convert parameters of `MultiHeadAttention` or `AttentionLayer` into those of a `torch.nn.MultiheadAttention`.
 
+    The arrays are copies. Where only some projections have a bias, the others get zeros.
+
     Raises:
         ValueError: a parameter is missing or unknown, or there are fewer KV heads than query heads.
 
@@ -75,8 +77,18 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         tensors = {f"{letter}_proj_weight": weight.copy() for letter, weight in zip("qkv", weights, strict=True)}
     else:
         tensors = {"in_proj_weight": np.concatenate(weights)}
-    if "bias" in params["query"]:
-        tensors["in_proj_bias"] = np.concatenate([np.asarray(params[name]["bias"]) for name in PROJECTIONS])
+    has_biases = any("bias" in params[name] for name in PROJECTIONS)
+    if has_biases:
+        tensors["in_proj_bias"] = np.concatenate([_bias(params[name]) for name in PROJECTIONS])
     tensors["out_proj.weight"] = np.asarray(params["out"]["kernel"]).T.copy()
-    tensors["out_proj.bias"] = np.asarray(params["out"]["bias"])
+    if has_biases or "bias" in params["out"]:
+        tensors["out_proj.bias"] = _bias(params["out"])
     return tensors
+
+
+def _bias(dense: Mapping[str, Any]) -> np.ndarray:
+    """Return a copy of a bias, or zeros where there is none, because the layer has all biases or none."""
+    if "bias" in dense:
+        return np.array(dense["bias"])
+    kernel = np.asarray(dense["kernel"])
+    return np.zeros(kernel.shape[-1], kernel.dtype)
