@@ -198,3 +198,22 @@ def test_numbers_that_programs_depend_on_are_known_before_tracing(words):
 def test_an_implementation_that_is_no_name_is_refused():
     with pytest.raises(ValueError, match=r"implementation=\['dense'\] is not known"):
         ATTEND(implementation=["dense"])
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float16, jnp.bfloat16], ids=lambda t: t.dtype
+)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_narrow_types_are_computed_in_wide_ones(kernel, dtype):
+    narrow = draw(0, (5, 2, 8), (7, 1, 8), (7, 1, 3), (5, 2, 3), dtype=dtype)
+
+    def run(attend, query, key, value, gradient):
+        context, vjp = jax.vjp(lambda *heads: attend(*heads, masks.Causal(2)), query, key, value)
+        return context, *vjp(gradient)
+
+    came = jax.jit(functools.partial(run, KERNELS[kernel]))(*narrow)
+    expected = jax.jit(functools.partial(run, KERNELS["dense"]))(*[array.astype(jnp.float32) for array in narrow])
+    accuracy = float(jnp.finfo(dtype).eps)
+    for one, other in zip(came, expected, strict=True):
+        assert one.dtype == dtype
+        assert relative_error(one.astype(jnp.float32), np.asarray(other)) < 2 * accuracy

@@ -21,6 +21,8 @@ from jaxattn.random_bits import drop_threshold
 
 __all__ = ["backward", "forward", "unsupported"]
 
+TYPES = jnp.float32, jnp.bfloat16, jnp.float16  # that the library reads; others, float8 say, are converted
+
 
 def unsupported(call: AttentionCall) -> str | None:
     """Return why this kernel cannot compute the call, or None."""
@@ -80,10 +82,10 @@ def _bias_gradient(call: AttentionCall, bias: Array, arrays: tuple[Array, ...]) 
 
 
 def _heads(call: AttentionCall) -> tuple[tuple[Array, ...], Any]:
-    """Return query, key and value in one type; a scale that is an array has widened the query."""
+    """Return query, key and value in a type of the library's; a scale that is an array has widened the query."""
     arrays = signed_query(call), call.key, call.value
     is_one = len({array.dtype for array in arrays}) == 1 and not call.is_partial  # the library's results have this type
-    dtype = call.query.dtype if is_one else jnp.dtype(jnp.float32)
+    dtype = call.query.dtype if is_one and call.query.dtype in TYPES else jnp.dtype(jnp.float32)
     return tuple(array.astype(dtype) for array in arrays), dtype
 
 
