@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxattn.attention import attend, attend_with_steps
+from jaxattn.checks import as_floating, check_key
 from jaxattn.extras import require
 from jaxattn.kernels.call import checked_call
 from jaxattn.masks import Causal, Mask, combine
@@ -102,7 +103,7 @@ def linen_attention_fn(
         _mask(mask, is_causal, query.shape[-3], key.shape[-3]),
         bias=bias,
         dropout_rate=dropout_rate if drops else 0.0,
-        dropout_key=dropout_rng if drops else None,
+        dropout_key=check_key("dropout_rng", dropout_rng) if drops else None,
         dropout_shared=broadcast_dropout,
         precision=precision,
     )
@@ -172,8 +173,9 @@ def equinox_attention(
     eqx = require("equinox", extra="equinox")
     if not isinstance(layer, eqx.nn.MultiheadAttention):
         raise TypeError(f"layer is {type(layer).__name__}, but must be an equinox.nn.MultiheadAttention")
-    projections = (layer.query_proj, query), (layer.key_proj, key_), (layer.value_proj, value)
-    heads = [_equinox_dense(dense, x).reshape(len(x), layer.num_heads, -1) for dense, x in projections]
+    projections = {"query": layer.query_proj, "key_": layer.key_proj, "value": layer.value_proj}
+    vectors = {"query": query, "key_": key_, "value": value}
+    heads = [_equinox_heads(name, vectors[name], dense, layer.num_heads) for name, dense in projections.items()]
     if process_heads is not None:
         shapes = [array.shape for array in heads]
         heads = list(process_heads(*heads))
@@ -191,10 +193,19 @@ def equinox_attention(
         value_heads,
         mask,
         dropout_rate=dropout.p if drops else 0.0,
-        dropout_key=key if drops else None,
+        dropout_key=check_key("key", key) if drops else None,
         implementation=implementation,
     )
-    return _equinox_dense(layer.output_proj, attend(call).reshape(len(query), -1))
+    return _equinox_dense(layer.output_proj, attend(call).reshape(len(query_heads), -1))
+
+
+def _equinox_heads(name: str, x: Any, dense: Any, num_heads: int) -> Array:
+    """Project and split: (T, d_in) -> (T, H, D)."""
+    x, d_in = as_floating(name, x), dense.weight.shape[1]
+    if x.ndim != 2 or x.shape[1] != d_in:
+        raise ValueError(f"{name} has shape {x.shape}, but must be (tokens, {d_in}): write jax.vmap over a batch")
+    projected = _equinox_dense(dense, x)
+    return projected.reshape(len(x), num_heads, projected.shape[-1] // num_heads)
 
 
 def _equinox_dense(dense: Any, x: Array) -> Array:

@@ -161,6 +161,12 @@ def test_what_cannot_be_honoured_is_refused_by_name(name):
         linen_attention_fn(query, key, value, **{name: jnp.einsum})
 
 
+def test_a_missing_key_is_called_as_flax_calls_it():
+    query, key, value = draw(0, *[(5, 3, 4)] * 3)
+    with pytest.raises(ValueError, match=r"^dropout_rng is missing, .*write dropout_rng=jax"):
+        linen_attention_fn(query, key, value, dropout_rate=0.5)
+
+
 def test_every_keyword_of_flax_is_known():
     import inspect
 

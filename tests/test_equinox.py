@@ -48,9 +48,21 @@ def test_masks_batches_dropout_and_rotated_heads():
     assert (run(QUERY, key=jax.random.key(0)) != plain[0]).any()
     doubled = run(QUERY, inference=True, process_heads=lambda q, k, v: (q, k, 2 * v))
     np.testing.assert_allclose(doubled, 2 * plain[0], atol=1e-5)
-    with pytest.raises(ValueError, match="dropout_key is missing"):
+    with pytest.raises(ValueError, match=r"^key is missing, .*write key=jax"):
         run(QUERY)
     with pytest.raises(ValueError, match="must keep the shapes"):
         run(QUERY, inference=True, process_heads=lambda q, k, v: (q, k, v[:, :1]))
     with pytest.raises(TypeError, match="layer is int"):
         equinox_attention(3, QUERY, QUERY, QUERY)
+
+
+@pytest.mark.parametrize("name", ["query", "key_", "value"])
+def test_one_example_is_taken_at_a_time_and_a_batch_never_read_as_tokens(name):
+    layer = eqx.nn.MultiheadAttention(2, 6, key=jax.random.key(1))
+    arrays = {"query": QUERY, "key_": QUERY, "value": QUERY}
+    # A batch of one token each would attend from example to example.
+    for wrong in (QUERY[:, None], QUERY[None], QUERY[0], QUERY[:, :4]):
+        with pytest.raises(ValueError, match=rf"{name} has shape .*, but must be \(tokens, 6\): write jax.vmap over"):
+            equinox_attention(layer, **arrays | {name: wrong})
+    with pytest.raises(ValueError, match="has shape"):
+        equinox_attention(layer, *[QUERY[:, None]] * 3)
