@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, PyTree
 
-from jaxattn.checks import as_integers, known
+from jaxattn.checks import as_integers, as_size, known
 from jaxattn.masks import Segments
 
 
@@ -30,6 +30,8 @@ class Cache(NamedTuple):
     @classmethod
     def empty(cls, key: Array, value: Array, room: int) -> "Cache":
         """Return an empty cache for `room` tokens with the heads, widths and types of keys and values."""
+        if as_size("cache_length", room) < 1:
+            raise ValueError(f"cache_length={room} must be at least 1: write cache_length=1024")
         return cls(_zeros(key, room), _zeros(value, room), jnp.zeros(key.shape[:-3], jnp.int32))
 
     @property

@@ -1,5 +1,6 @@
 """Argument checks: every message names the argument, what came, what is allowed and what to write instead."""
 
+import operator
 from typing import Any
 
 import jax
@@ -151,8 +152,21 @@ def check_key(name: str, key: Any) -> Array:
     return key
 
 
+def as_size(name: str, number: Any) -> int:
+    """Return a whole number of any type, of NumPy's too, as Python's int.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} is {number!r}, but must be a whole number: write {name}=4") from None
+
+
 def check_num_heads(num_heads: int) -> None:
     """Check that there is at least one head."""
+    as_size("num_heads", num_heads)
     if num_heads < 1:
         raise ValueError(f"num_heads={num_heads} must be at least 1: write num_heads=1 for a single head")
 
@@ -160,6 +174,8 @@ def check_num_heads(num_heads: int) -> None:
 def features_per_head(num_heads: int, features: int) -> int:
     """Return the width of each head; the number of heads must divide `features`."""
     check_num_heads(num_heads)
+    if as_size("features", features) < 1:
+        raise ValueError(f"features={features} must be at least 1: it is the width of the output vectors")
     if features % num_heads:
         below, above = features // num_heads * num_heads, -(-features // num_heads) * num_heads
         choices = " or ".join(f"features={width}" for width in (below, above) if width)
@@ -172,7 +188,7 @@ def features_per_head(num_heads: int, features: int) -> int:
 
 def check_kv_heads(num_heads: int, num_kv_heads: int | None) -> int:
     """Return the number of KV heads; it must divide the number of query heads, and None is as many."""
-    heads = num_heads if num_kv_heads is None else num_kv_heads
+    heads = num_heads if num_kv_heads is None else as_size("num_kv_heads", num_kv_heads)
     if heads < 1 or num_heads % heads:
         raise ValueError(
             f"num_kv_heads={heads} must divide num_heads={num_heads}, because each KV head serves as many query heads: "

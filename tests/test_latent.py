@@ -87,3 +87,16 @@ def test_dropout_changes_the_output_and_not_its_mean():
 def test_bad_fields_are_named(options, words):
     with pytest.raises(ValueError, match=words):
         LatentAttention(2, 8, **(SIZES | options)).init(jax.random.key(0), X)
+
+
+def test_sizes_are_whole_numbers_or_named():
+    for name in SIZES:
+        with pytest.raises(TypeError, match=f"{name} is 2.5, but must be a whole number"):
+            jax.eval_shape(LatentAttention(2, 8, **SIZES | {name: 2.5}).init, jax.random.key(0), X)
+
+
+def test_a_missing_room_is_named_with_what_the_layer_has():
+    layer = LatentAttention(2, 8, **SIZES)
+    with pytest.raises(ValueError, match="decode=True needs cache_length=") as raised:
+        layer.init(jax.random.key(0), X, decode=True)
+    assert "rolling" not in str(raised.value)

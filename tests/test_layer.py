@@ -10,12 +10,14 @@ import layer_oracle
 import numpy as np
 import pytest
 from cases import draw, kept_factors
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxattn import AttentionLayer, MultiHeadAttention, RelativeBias, assert_causal, masks
 from jaxattn.layer import checked_lengths
 from jaxattn.layer.decoding import decoding_mask, masked_missing
+from jaxattn.nnx import MultiHeadAttention as NNXMultiHeadAttention
 from jaxattn.rotary import rotate
 
 
@@ -276,6 +278,8 @@ def test_rotary_scores_depend_on_distances_alone():
     [
         ({"num_kv_heads": 3}, {}, "num_kv_heads=3 must divide num_heads=2"),
         ({"head_width": 0}, {}, "head_width=0 must be at least 1"),
+        ({"features": 0}, {}, "features=0 must be at least 1"),
+        ({"cache_length": 0}, {"decode": True, "mutable": ["cache"]}, "cache_length=0 must be at least 1"),
         ({"out_features": 0}, {}, "out_features=0 must be at least 1"),
         ({}, {"lengths": jnp.array([1, 2])}, "lengths belongs to decode=True"),
         ({"cache_length": 9}, {"lengths": jnp.array([1, 2, 3]), "decode": True}, "for each example"),
@@ -302,7 +306,7 @@ def test_rotary_scores_depend_on_distances_alone():
 def test_bad_input_is_named(options, call, words):
     (x,) = draw(0, (2, 5, 4))
     layer = AttentionLayer(**{"num_heads": 2, "features": 8} | options)
-    params = AttentionLayer(2, layer.features).init(jax.random.key(0), x)
+    params = AttentionLayer(2, layer.features or 8).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match=words):
         layer.apply(params, x, **call)
 
@@ -350,3 +354,26 @@ def test_heads_and_positions_that_do_not_fit_are_named(words):
 
 def test_heads_of_width_zero_have_nothing_to_rotate():
     assert rotate(HEADS[..., :0], jnp.arange(3)).shape == (2, 3, 4, 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_heads": 2.0},
+        {"num_heads": "2"},
+        {"features": 8 / 1},
+        {"features": "8"},
+        {"num_kv_heads": 1.0},
+        {"head_width": 2.5},
+        {"out_features": 3.0},
+        {"cache_length": 2.5},
+    ],
+    ids=str,
+)
+def test_sizes_are_whole_numbers_or_named(options):
+    ((name, size),) = options.items()
+    x, options = jnp.ones((2, 3, 4)), {"num_heads": 2, "features": 8, "cache_length": 9} | options
+    with pytest.raises(TypeError, match=f"{name} is {size!r}, but must be a whole number: write {name}=4"):
+        jax.eval_shape(functools.partial(AttentionLayer(**options).init, decode=True), jax.random.key(0), x)
+    with pytest.raises(TypeError, match=f"{name} is {size!r}, but must be a whole number"):
+        NNXMultiHeadAttention(**options, in_features=4, rngs=nnx.Rngs(0)).init_cache(2)

@@ -52,9 +52,9 @@ def _check_decode(layer: Any, call: Call, is_cross: bool) -> None:
     if getattr(layer, "rolling_cache", False):
         _check_mask_of_rolling(call.mask)
     elif layer.cache_length is None:
+        rolling = ", or rolling_cache=True with mask=SlidingWindow(size)" if hasattr(layer, "rolling_cache") else ""
         raise ValueError(
-            "decode=True needs cache_length=... in the layer, the largest number of tokens in the cache, or "
-            "rolling_cache=True with mask=SlidingWindow(size)"
+            f"decode=True needs cache_length=... in the layer, the largest number of tokens in the cache{rolling}"
         )
 
 

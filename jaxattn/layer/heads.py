@@ -7,7 +7,7 @@ from jax import Array, lax
 from jax.nn.initializers import Initializer, ones, zeros
 from jaxtyping import Float
 
-from jaxattn.checks import check_kv_heads, check_num_heads, features_per_head, wide_type
+from jaxattn.checks import as_size, check_kv_heads, check_num_heads, features_per_head, wide_type
 from jaxattn.rotary import Rotary
 
 HeadNorm = Literal["layer", "rms", "rms_plus_one"]
@@ -40,7 +40,7 @@ def sizes(layer: Any) -> Sizes:
     """Return the sizes of a layer; raise a ValueError where its fields do not fit each other."""
     for name in ("head_width", "out_features"):
         width = getattr(layer, name)
-        if width is not None and width < 1:
+        if width is not None and as_size(name, width) < 1:
             raise ValueError(f"{name}={width} must be at least 1: write {name}=64, or None for the width of features")
     if layer.head_width is None:
         D = features_per_head(layer.num_heads, layer.features)

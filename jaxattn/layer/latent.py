@@ -20,6 +20,7 @@ from jax import Array
 
 from jaxattn.attention import attend, attend_with_steps
 from jaxattn.cache import Cache, check_continues
+from jaxattn.checks import as_size
 from jaxattn.kernels.call import checked_call
 from jaxattn.layer.call import Call, checked
 from jaxattn.layer.decoding import decoding_mask, masked_missing
@@ -52,7 +53,7 @@ def latent_sizes(layer: Any) -> LatentSizes:
         "query_width": 1 if layer.query_width is None else layer.query_width,
     }
     for name, width in widths.items():
-        if width < 1:
+        if as_size(name, width) < 1:
             raise ValueError(f"{name}={width} must be at least 1: write {name}=64")
     if layer.rotary_width % 2:
         raise ValueError(f"rotary_width={layer.rotary_width} must be even, for pairs: write {layer.rotary_width + 1}")

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Int
 
-from jaxattn.checks import check_key, known
+from jaxattn.checks import as_size, check_key, known
 from jaxattn.models.decoding import Prompts, State, make_prompts, prefill_width, start, step
 from jaxattn.models.gpt import GPT
 from jaxattn.models.llama import Llama
-from jaxattn.models.sampling import NO_TOKEN, Sampling, as_size
+from jaxattn.models.sampling import NO_TOKEN, Sampling
 
 
 def generate(

@@ -5,7 +5,6 @@ References:
     Text Degeneration" (top-p).
 """
 
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxattn.checks import as_number
+from jaxattn.checks import as_number, as_size
 
 # Drawn where the logits are not numbers, because a compiled program cannot raise.
 NO_TOKEN = -1
@@ -52,18 +51,6 @@ class Sampling(NamedTuple):
                 f"stop_token={stop_token} must be from 0 to {vocab_size - 1}: write stop_token=None for none"
             )
         return cls(temperature, top_k, top_p, stop_token)
-
-
-def as_size(name: str, number: Any) -> int:
-    """Return a whole number of any type, of NumPy's too, as Python's int.
-
-    Raises:
-        TypeError: it is no whole number.
-    """
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise TypeError(f"{name} is {number!r}, but must be a whole number: write {name}=4") from None
 
 
 def sample(logits: Float[Array, "*batch vocab_size"], sampling: Sampling, key: Array) -> Int[Array, "*batch"]:
