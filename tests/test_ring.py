@@ -168,3 +168,9 @@ def test_a_size_of_zero_gives_what_is_left_with_gradients(empty):
     context, vjp = jax.vjp(lambda *arrays: RING(*arrays, masks.Causal()), *arrays)
     expected, expected_vjp = jax.vjp(lambda *arrays: dot_product_attention(*arrays, masks.Causal()), *arrays)
     chex.assert_trees_all_close((context, vjp(context)), (expected, expected_vjp(expected)), atol=2e-6)
+
+
+def test_a_mesh_that_is_none_is_named():
+    heads = jnp.ones((2, 6, 4, 3))
+    with pytest.raises(TypeError, match=r"mesh is None, but must be a jax.sharding.Mesh: write jax.make_mesh"):
+        ring_attention(heads, heads, heads, mesh=None, axis="tokens")

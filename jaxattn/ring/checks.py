@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxattn.checks import as_integers, broadcasts
 from jaxattn.kernels.call import AttentionCall
@@ -37,7 +37,12 @@ def check_mesh(
     order: Any,
     axes: dict[str, str | None],
 ) -> None:
-    """Check the strategy, the order and the axes, `axes` by the names of their arguments."""
+    """Check the mesh, the strategy, the order and the axes, `axes` by the names of their arguments."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise TypeError(
+            f"mesh is {mesh!r}, but must be a jax.sharding.Mesh: write jax.make_mesh((jax.device_count(),), "
+            "('tokens',))"
+        )
     _check_choice("strategy", strategy, ("ring", "all_gather", "all_to_all"))
     _check_choice("order", order, get_args(Order))
     T, S, _, K = call.sizes
