@@ -15,6 +15,7 @@ from jaxattn import (
     assert_causal,
     masks,
 )
+from jaxattn.nnx import LatentAttention as NNXLatentAttention
 from jaxattn.nnx import MultiHeadAttention as NNXMultiHeadAttention
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 3))
@@ -55,6 +56,17 @@ def test_dropout_draws_from_rngs_and_train_and_eval_switch_it():
     params = nnx.to_pure_dict(nnx.state(layer, nnx.Param))
     dropped = linen.apply({"params": params}, X, deterministic=False, dropout_key=nnx.Rngs(dropout=3).dropout())
     chex.assert_trees_all_close(same[0], dropped, atol=1e-6)
+
+
+def test_vectors_of_another_width_are_named():
+    layer = NNXMultiHeadAttention(2, 3, 4, mask=None, context_features=5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"query projects vectors of width 3, but these have 2: .*in_features=2"):
+        layer(X[..., :2])
+    with pytest.raises(ValueError, match=r"key projects vectors of width 5, but these have 3: .*context_features for"):
+        layer(X, context=X)
+    latent = NNXLatentAttention(2, 3, 4, 6, 4, 2, query_width=5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="query_down projects vectors of width 3, but these have 2"):
+        latent(X[..., :2])
 
 
 class Twins(nnx.Module):

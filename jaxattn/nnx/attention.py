@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxattn.checks import check_rate
+from jaxattn.checks import as_size, check_rate
 from jaxattn.kernels.call import Implementation
 from jaxattn.layer.call import Call, check_rolling
 from jaxattn.layer.decoding import empty_cache
@@ -24,7 +24,7 @@ from jaxattn.layer.heads import (
     sizes,
 )
 from jaxattn.masks import Causal, Mask
-from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_storage, steps_sower
+from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_project, nnx_storage, steps_sower
 from jaxattn.ring import Ring
 from jaxattn.rotary import Rotary
 from jaxattn.stages import Output
@@ -99,7 +99,7 @@ class MultiHeadAttention(DroppingModule):
         self.soft_cap, self.use_sinks, self.position_bias = soft_cap, use_sinks, position_bias
         if rolling_cache:
             check_rolling(self)
-        self.in_features = in_features
+        self.in_features = as_size("in_features", in_features)
         self._make_parameters(in_features if context_features is None else context_features, rngs)
         self.dropout = rngs.dropout.fork() if self.dropout_rate > 0 else None
 
@@ -164,7 +164,7 @@ class MultiHeadAttention(DroppingModule):
             self.relative_bias = nnx.Param(init(rngs.params(), shape, self.param_dtype))
 
     def _project(self, name: str, x: Array) -> Array:
-        return getattr(self, name)(x)
+        return nnx_project(self, name, x)
 
     def _normalize(self, name: str, heads: Array) -> Array:
         return getattr(self, name)(heads)

@@ -84,6 +84,18 @@ def nnx_dense(layer: Any, name: str, in_features: int, features: int, use_bias: 
     )
 
 
+def nnx_project(layer: Any, name: str, x: Array) -> Array:
+    """Project vectors by a dense layer of a module, of the width that it was made for."""
+    dense = getattr(layer, name)
+    if x.shape[-1] != dense.in_features:
+        raise ValueError(
+            f"{name} projects vectors of width {dense.in_features}, but these have {x.shape[-1]}: make the layer with "
+            f"in_features={x.shape[-1]}, or context_features for those of a context"
+        )
+    projected: Array = dense(x)
+    return projected
+
+
 def _to_type_of_vectors(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     dtype = arrays[0].dtype if dtype is None else dtype
     return tuple(None if array is None else array.astype(dtype) for array in arrays)

@@ -16,7 +16,7 @@ from jaxattn.layer.forward import Face
 from jaxattn.layer.heads import check_initializers, parameter_init
 from jaxattn.layer.latent import empty_latent_cache, has_bias, latent_forward, latent_paths, latent_sizes
 from jaxattn.masks import Causal, Mask
-from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_storage
+from jaxattn.nnx.base import DroppingModule, Keys, Norm, as_attribute, nnx_dense, nnx_project, nnx_storage
 from jaxattn.rotary import Rotary
 from jaxattn.stages import Output
 
@@ -97,7 +97,7 @@ class LatentAttention(DroppingModule):
             decode=decode,
             lengths=lengths,
         )
-        face = Face(self._apply, self._apply, self._kernel, nnx_storage(self))
+        face = Face(self._project, self._normalize, self._kernel, nnx_storage(self))
         return latent_forward(self, face, x, call)
 
     def init_cache(self, *batch: int, dtype: Any = None) -> None:
@@ -105,8 +105,11 @@ class LatentAttention(DroppingModule):
         dtype = dtype or self.dtype or self.param_dtype
         nnx_storage(self).write(**empty_latent_cache(self, batch, dtype))
 
-    def _apply(self, name: str, x: Array) -> Array:
-        return getattr(self, name)(x)
+    def _project(self, name: str, x: Array) -> Array:
+        return nnx_project(self, name, x)
+
+    def _normalize(self, name: str, vectors: Array) -> Array:
+        return getattr(self, name)(vectors)
 
     def _kernel(self, name: str) -> Array:
         return getattr(self, name).kernel[...]
