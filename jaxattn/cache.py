@@ -130,7 +130,7 @@ def reorder_cache(cache: PyTree, indices: Int[Array, " examples"], axis: int = 0
         axis: the batch axis, 1 for layers stacked by `nn.scan`.
 
     Raises:
-        ValueError: an index is outside the batch.
+        ValueError: an index is outside the batch, or the axis is counted from the end.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,6 +139,8 @@ def reorder_cache(cache: PyTree, indices: Int[Array, " examples"], axis: int = 0
         [5, 5, 3]
     """
     indices = as_integers("indices", indices)
+    if as_size("axis", axis) < 0:
+        raise ValueError(f"axis={axis} is another one in each array of a cache: write the batch axis, counted from 0")
     numbers = known(indices)
     for leaf in jax.tree.leaves(cache):
         size = leaf.shape[axis] if leaf.ndim > axis else 0

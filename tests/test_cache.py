@@ -254,6 +254,11 @@ def test_examples_that_a_cache_lacks_are_named(cache, indices, words):
         reorder_cache(cache, jnp.array(indices))
 
 
+def test_an_axis_counted_from_the_end_is_named_as_it_is_another_in_each_array():
+    with pytest.raises(ValueError, match="axis=-1 is another one in each array of a cache: write the batch axis"):
+        reorder_cache({"key": jnp.ones((2, 3, 2)), "length": jnp.ones(2)}, jnp.array([1, 0]), axis=-1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", CACHES)
 def test_a_reordered_cache_continues_other_beams(options):
