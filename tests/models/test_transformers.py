@@ -285,6 +285,12 @@ def test_a_rolling_cache_takes_the_place_of_the_long_one():
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ({"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "attn_logit_softcapping=9.0"),
         ({"model_type": "bert", "position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        (
+            {"model_type": "deepseek_v3", "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "kv_lora_rank": 4,
+             "v_head_dim": 4, "max_position_embeddings": 16, "rope_parameters": {
+                 "rope_type": "yarn", "original_max_position_embeddings": 8, "mscale_all_dim": 0.7}},
+            "mscale_all_dim=0.7 and factor=None, which must be a number",
+        ),
         ({"model_type": "t5"}, "part=None of a t5 must be 'encoder', 'decoder', 'cross'"),
     ],
 )  # fmt: skip

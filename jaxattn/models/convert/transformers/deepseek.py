@@ -63,7 +63,10 @@ def _magnitude(fields: Fields) -> float:
     all_dim = rope.take("mscale_all_dim")
     if rope.take("rope_type", rope.take("type", "default")) == "default" or not all_dim:
         return 1.0
-    return magnitude(float(rope.take("factor")), float(all_dim))
+    factor = rope.take("factor")
+    if not isinstance(factor, int | float):
+        raise ValueError(f"{rope.owner} has mscale_all_dim={all_dim!r} and factor={factor!r}, which must be a number")
+    return magnitude(float(factor), float(all_dim))
 
 
 def _params(tensors: Tensors, options: dict[str, Any]) -> Params:
