@@ -12,6 +12,7 @@ from jax import lax
 from jaxattn import (
     AttentionLayer,
     attention_weights,
+    biases,
     dot_product_attention,
     dropout,
     explain_implementation,
@@ -70,6 +71,28 @@ def test_an_array_without_its_axes_is_named(name):
     heads = {"query": jnp.ones((3, 2, 4)), "key": jnp.ones((3, 2, 4)), "value": jnp.ones((3, 2, 4))}
     with pytest.raises(ValueError, match=rf"{name} has shape \(2, 4\)"):
         dot_product_attention(**heads | {name: jnp.ones((2, 4))})
+
+
+@pytest.mark.parametrize("implementation", [None, *sorted(set(KERNELS) - {"small"})])
+@pytest.mark.parametrize(
+    "empty", [{"B": 0}, {"T": 0}, {"S": 0}, {"T": 0, "S": 0}, {"H": 0, "K": 0}, {"D_v": 0}], ids=str
+)
+def test_a_size_of_zero_goes_with_biases_by_distance_sinks_and_the_logsumexp(empty, implementation):
+    B, T, S, H, K, D, D_v = (SIZES | empty).values()
+    query, key, value, slopes, table, sinks = draw(0, (B, T, H, D), (B, S, K, D), (B, S, K, D_v), (H,), (8, H), (H,))
+
+    def run(bias):
+        options = {"bias": bias, "sinks": sinks, "return_lse": True, "implementation": implementation}
+        return dot_product_attention(query, key, value, masks.Causal(1), **options)
+
+    for bias in (biases.Alibi(slopes), biases.Relative(table, offset=1)):
+        (context, lse), vjp = jax.vjp(run, bias)
+        assert (context.shape, lse.shape) == ((B, T, H, D_v), (B, H, T))
+        if S == 0:
+            np.testing.assert_allclose(lse, np.broadcast_to(sinks[:, None], lse.shape), rtol=1e-6)
+        (gradient,) = vjp((context, lse))
+        assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, bias)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_query_heads_without_kv_heads_are_refused():

@@ -13,6 +13,8 @@ from jaxattn.kernels.call import AttentionCall
 
 def tile_of_diagonals(diagonals: Array, rows: int, columns: int) -> Array:
     """(..., 1, rows + columns) -> (..., rows, columns): entry (i, j) is diagonal j - i + rows - 1."""
+    if rows == 0:
+        return jnp.zeros((*diagonals.shape[:-2], 0, columns), diagonals.dtype)
     width = rows + columns
     # Row i of a matrix that is one entry narrower than its rows were begins i entries earlier.
     copies = jnp.roll(diagonals, 1 - rows, axis=-1)
