@@ -40,7 +40,8 @@ def stored(layer: Any, storage: Storage, key: Array, value: Array) -> Cache | Ro
     arrays = storage.read(*kind._fields)
     if arrays is None:
         return empty_cache(layer, key, value)
-    check_continues(cache := kind(*arrays), key, value)
+    cache = kind(*arrays)
+    check_continues(cache, key, value)
     return cache
 
 

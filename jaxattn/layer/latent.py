@@ -133,7 +133,8 @@ def _stored(layer: Any, face: Face, x: Array) -> Cache:
     arrays = face.storage.read("rotary_key", "latent", "length")
     if arrays is None:
         return Cache(*empty_latent_cache(layer, x.shape[:-2], x.dtype).values())
-    check_continues(cache := Cache(*arrays), *_no_tokens(layer, x.shape[:-2], x.dtype))
+    cache = Cache(*arrays)
+    check_continues(cache, *_no_tokens(layer, x.shape[:-2], x.dtype))
     return cache
 
 
