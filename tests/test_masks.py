@@ -245,6 +245,7 @@ def attend(mask):
         (lambda: masks.Segments(jnp.zeros(4, int)).array(3, 3), ValueError, r"ids has shape \(4,\).*3"),
         (lambda: masks.Segments(jnp.zeros(3, int)).array(3, 4), ValueError, "key_ids"),
         (lambda: masks.Segments(jnp.array(1)).with_heads().array(3, 3), ValueError, r"ids has shape \(\)"),
+        (lambda: masks.Segments(IDS, jnp.array(1)).with_heads().array(3, 3), ValueError, r"key_ids has shape \(\)"),
         (lambda: masks.Lengths(2.5).array(3, 3), TypeError, "lengths has dtype float32"),
         (lambda: masks.Causal(1.5).array(3, 3), TypeError, "offset has dtype float32"),
         (lambda: (masks.Causal() & PADDING).array(3, 3), ValueError, r"\(2, 4\).*3 queries.*mask\[:, None, :\]"),
