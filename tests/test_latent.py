@@ -1,16 +1,15 @@
-"""Latent attention: compared with transformers, and decoding with the full pass."""
+"""Latent attention: compared with float64, and decoding with the full pass."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from cases import draw
 from flax import nnx
 
 from jaxattn import LatentAttention, Rotary, assert_causal, masks
 from jaxattn import nnx as jaxattn_nnx
-
-pytestmark = pytest.mark.slow
 
 SIZES = {"latent_width": 6, "head_width": 4, "rotary_width": 2, "value_width": 3}
 OPTIONS = [
@@ -28,7 +27,44 @@ def twins(options):
     return LatentAttention(3, 7, **options), {"params": params}, theirs
 
 
-@pytest.mark.parametrize("options", [pytest.param(OPTIONS[0], marks=pytest.mark.slow), *OPTIONS[1:]])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_output_equals_float64_written_out(options):
+    layer, variables, _ = twins(options)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    positions = np.arange(20)
+
+    def project(name, x):
+        return x @ params[name]["kernel"] + params[name].get("bias", 0)
+
+    def normalize(name, x):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * params[name]["scale"]
+
+    def split(name, x):
+        return project(name, x).reshape(2, 20, 3, -1)
+
+    def rotate(x):  # (B, T, H, 2): one pair, turned by its token's position
+        cos, sin = (f(positions)[:, None] for f in (np.cos, np.sin))
+        return np.stack([x[..., 0] * cos - x[..., 1] * sin, x[..., 0] * sin + x[..., 1] * cos], -1)
+
+    x = np.asarray(X, np.float64)
+    if "query_width" in options:
+        query = split("query_up", normalize("query_norm", project("query_down", x)))
+    else:
+        query = split("query", x)
+    short = project("kv_down", x)
+    latent, rotary_key = normalize("kv_norm", short[..., :6]), rotate(short[..., None, 6:])
+    query = np.concatenate([query[..., :4], rotate(query[..., 4:])], -1)
+    key = np.concatenate([split("key_up", latent), np.repeat(rotary_key, 3, 2)], -1)
+    distance = positions[:, None] - positions
+    allowed = (distance >= 0) & (distance < (4 if "mask" in options else 20))
+    context, weights = oracle.attend(query, key, split("value_up", latent), allowed, scale=options.get("scale"))
+    came = layer.apply(variables, X, return_weights=True)
+    np.testing.assert_allclose(came[0], project("out", context.reshape(2, 20, -1)), atol=2e-6)
+    np.testing.assert_allclose(came[1], weights, atol=2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS)
 def test_decoding_equals_the_full_pass_and_linen_equals_nnx(options):
     layer, variables, theirs = twins(options)
     for init in (layer.init, lambda key, x: layer.init(key, x, decode=True)):
@@ -56,6 +92,7 @@ def test_decoding_equals_the_full_pass_and_linen_equals_nnx(options):
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lengths_and_gradients_are_those_of_each_example_alone():
     layer, variables, _ = twins({})
     padded = X[:, :6].at[1, 4:].set(jnp.nan)
@@ -65,6 +102,7 @@ def test_lengths_and_gradients_are_those_of_each_example_alone():
     np.testing.assert_allclose(row[:, 0], jnp.stack([expected[0, 6], expected[1, 4]]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_changes_the_output_and_not_its_mean():
     layer, variables, _ = twins({"dropout_rate": 0.5})
     x = X[:1, :4]
