@@ -1,5 +1,6 @@
 """Every field of the layer, and pairs of fields: outputs, gradients and decoding equal float64 written out."""
 
+import copy
 import itertools
 
 import jax
@@ -147,6 +148,12 @@ def test_every_field_equals_float64_written_out_and_stays_causal(name):
 @pytest.mark.parametrize("names", PAIRS[:40], ids=", ".join)
 def test_pairs_of_fields_equal_float64_written_out(names):
     check(names)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_layer_is_a_static_argument_of_jit_whatever_its_fields(name):
+    one, same = (AttentionLayer(4, 16, **fields) for fields in (FIELDS[name], copy.deepcopy(FIELDS[name])))
+    assert (one, hash(one)) == (same, hash(same))
 
 
 def test_fields_of_the_layer_are_all_here():
