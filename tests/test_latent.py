@@ -31,6 +31,8 @@ def twins(options):
 def test_the_output_equals_float64_written_out(options):
     layer, variables, _ = twins(options)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    biases = {"query_down", "kv_down", "out"} if "use_bias" in options else set()
+    assert {name for name, leaves in params.items() if "bias" in leaves} == biases
     positions = np.arange(20)
 
     def project(name, x):
