@@ -1,5 +1,6 @@
 """What is checked in the steps with random numbers: dropout, batches, stacked heads."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -126,6 +127,27 @@ def _rescales(rows: Function, values: np.ndarray) -> Property:
     return holds
 
 
+# Each token attends alike to itself and the ones before it, and its context is its weights: the values are rows of ones.
+_ALIKE = np.eye(8, dtype=np.float32)
+_ALIKE_HEAD = (0 * _ALIKE, 0 * _ALIKE, _ALIKE)
+
+
+def _drops_single_weights(weights: Callable[[Function], Any]) -> Property:
+    """No rows or columns of the weights of `_ALIKE` are dropped as a whole."""
+
+    def holds(function: Function) -> str | None:
+        kept = np.asarray(weights(function)) != 0
+        for message, parts in (
+            ("drops all weights of a query or none", [kept[t, : t + 1] for t in range(8)]),
+            ("drops the weights of a key for all queries or for none", [kept[t:, t] for t in range(8)]),
+        ):
+            if all(part.all() or not part.any() for part in parts):
+                return f"{message}: draw for each entry, with weights.shape"
+        return None
+
+    return holds
+
+
 BATCHED = Exercise(
     name="batched_attention",
     cases=[(*_BATCH, 0.0, _keys())],
@@ -163,6 +185,7 @@ BATCHED = Exercise(
             lambda f: f(*_BATCH, 0.5, _keys(0)),
         ),
         _rescales(lambda f: f(*_BATCH, _RATE, _keys())[:, 0], _BATCH[0][:, 0] @ _BATCH[3]),
+        _drops_single_weights(lambda f: f(_ALIKE[None], *_ALIKE_HEAD, 0.5, _keys())[0]),
     ],
 )
 
@@ -228,6 +251,7 @@ STACKED = Exercise(
         _rescales(
             lambda f: f(_TOKENS, _HEADS, _RATE, _keys())[0].reshape(3, 4), np.stack([_TOKENS[0] @ h[2] for h in _HEADS])
         ),
+        _drops_single_weights(lambda f: f(_ALIKE, [_ALIKE_HEAD], 0.5, _keys())),
     ],
 )
 

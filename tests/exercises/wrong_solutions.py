@@ -85,6 +85,33 @@ NAMED = [
         "return causal_attention(flat, w_query, w_key, w_value, rate, key).reshape(*x.shape[:2], -1)",
         "one long sequence",
     ),
+    *(
+        (
+            name,
+            "def one(x, w_query, w_key, w_value, key):\n"
+            "    T, scores = len(x), (x @ w_query) @ (x @ w_key).T / w_key.shape[1] ** 0.5\n"
+            "    weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -jnp.inf))\n"
+            f"    kept = jax.random.bernoulli(key, 1 - rate, {shape})\n"
+            "    return weights * kept / (1 - rate) @ (x @ w_value)\n" + call,
+            words,
+        )
+        for name, call in (
+            (
+                "batched_attention",
+                "keys = jax.random.split(key, len(x))\n"
+                "return jnp.stack([one(e, w_query, w_key, w_value, k) for e, k in zip(x, keys)])",
+            ),
+            (
+                "stacked_heads",
+                "keys = jax.random.split(key, len(heads))\n"
+                "return jnp.hstack([one(x, *h, k) for h, k in zip(heads, keys)])",
+            ),
+        )
+        for shape, words in (
+            ("(T, 1)", "drops all weights of a query or none"),
+            ("(1, T)", "drops the weights of a key for all queries or for none"),
+        )
+    ),
     (
         "stacked_heads",
         "return jnp.concatenate([causal_attention(x, *h, rate, key) for h in heads], -1)",
