@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import draw, patched
+from cases import and_slowly, draw, patched
 from jax.sharding import AxisType
 
 from jaxattn import GPT, AttentionLayer, GPTConfig, dot_product_attention, masks, ring_attention
@@ -161,7 +161,7 @@ def test_a_ring_takes_a_scale_of_any_type_and_differentiates_it():
     chex.assert_trees_all_close(came, right, rtol=1e-4)
 
 
-@pytest.mark.parametrize("empty", [{"B": 0}, {"T": 0}, {"H": 0, "K": 0}, {"H": 0}, {"D": 0}, {"D_v": 0}])
+@pytest.mark.parametrize("empty", [{"T": 0}, {"D": 0}, *and_slowly({"B": 0}, {"H": 0, "K": 0}, {"H": 0}, {"D_v": 0})])
 def test_a_size_of_zero_gives_what_is_left_with_gradients(empty):
     B, T, H, K, D, D_v = ({"B": 2, "T": 6, "H": 4, "K": 2, "D": 3, "D_v": 5} | empty).values()
     arrays = draw(0, (B, T, H, D), (B, T, K, D), (B, T, K, D_v))
