@@ -173,9 +173,8 @@ def equinox_attention(
     eqx = require("equinox", extra="equinox")
     if not isinstance(layer, eqx.nn.MultiheadAttention):
         raise TypeError(f"layer is {type(layer).__name__}, but must be an equinox.nn.MultiheadAttention")
-    projections = {"query": layer.query_proj, "key_": layer.key_proj, "value": layer.value_proj}
-    vectors = {"query": query, "key_": key_, "value": value}
-    heads = [_equinox_heads(name, vectors[name], dense, layer.num_heads) for name, dense in projections.items()]
+    projected = ("query", query, layer.query_proj), ("key_", key_, layer.key_proj), ("value", value, layer.value_proj)
+    heads = [_equinox_heads(name, x, dense, layer.num_heads) for name, x, dense in projected]
     if process_heads is not None:
         shapes = [array.shape for array in heads]
         heads = list(process_heads(*heads))
